@@ -1,0 +1,29 @@
+# `make` alone says what there is. Each target does one thing a person would ask for;
+# the how stands in scripts/ and in the binary itself.
+
+.DEFAULT_GOAL := help
+.PHONY: help setup build demo test lint fmt
+
+BINARY := target/release/ticketping
+
+help: ## What can be made
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+setup: ## Install what is missing to build and run (says what and why first)
+	@scripts/setup
+
+build: ## The release binary, target/release/ticketping
+	cargo build --release
+
+demo: setup build ## A whole sale on this machine: stores, server, demo data; Ctrl-C ends it
+	@exec $(BINARY) serve all --demo
+
+test: ## Every test, against real Redis, PostgreSQL, Kafka and stripe-mock
+	@scripts/test
+
+lint: ## Format check and clippy, warnings as errors
+	cargo fmt --check
+	cargo clippy --all-targets -- -D warnings
+
+fmt: ## Format the code
+	cargo fmt

@@ -1,0 +1,135 @@
+-- hold: take seats for one order, all or none, for a person who is in the working set.
+-- Being here is a check-in: it is noted even when no seat is to be had.
+--   KEYS[1..7]   the queue's (see prelude)
+--   KEYS[8] string seats   KEYS[9] string owners   KEYS[10] zset holds
+--   KEYS[11] hash hold     KEYS[12] string wake-up  KEYS[13] hash limit
+--   ARGV[1..2] epoch and number of the person's place ("0", "0": the place is not asked, for
+--           an order that was paid late)
+--   ARGV[3..]  order id (16 bytes), version, user id (16 bytes), schedule id, hold ttl ms when
+--           the queue names none, seats a person, then
+--           'seats', index...                or
+--           'best', count, (start, length, from, to)...   stretches of adjacent seats, best first:
+--           the stretch is [start, start + length), the seats wanted of it are [from, to)
+-- Returns {"held", deadline ms, ttl ms, index...}, {"lost", why}, {"absent"} (rebuild the seats, then
+-- again), {"place", "waiting"|"closed"|"ended"|"recovering"}, {"limit", seats had}, or {"taken", index...}.
+assert(#KEYS == 13, 'hold: want 13 KEYS')
+assert(#ARGV >= 10, 'hold: want at least 10 ARGV')
+
+local seats, owners, holds, hold, wake, limit = KEYS[8], KEYS[9], KEYS[10], KEYS[11], KEYS[12], KEYS[13]
+local order, version, user, schedule = ARGV[3], tonumber(ARGV[4]), ARGV[5], ARGV[6]
+local ttl, limit_max, mode = tonumber(ARGV[7]), tonumber(ARGV[8]), ARGV[9]
+local number = tonumber(ARGV[2])
+
+-- The middle of a row first: the distance of a window from it, doubled to stay whole.
+local function off_centre(at, count, start, length)
+  return math.abs((at * 2 + count) - (start * 2 + length))
+end
+
+-- The best window of `count` free seats in one stretch, or nil. `orphans`: may it leave a single seat?
+local function best_window(states, count, orphans, start, length, from, to)
+  local found, found_off
+  local row = string.sub(states, start + 1, start + length)
+  local gap_at, gap_end = string.find(row, '0+')
+  while gap_at do
+    local low, high = start + gap_at - 1, start + gap_end
+    for at = math.max(low, from), math.min(high, to) - count do
+      local left, right = at - low, high - at - count
+      if orphans or (left ~= 1 and right ~= 1) then
+        local off = off_centre(at, count, start, length)
+        if not found or off < found_off then
+          found, found_off = at, off
+        end
+      end
+    end
+    gap_at, gap_end = string.find(row, '0+', gap_end + 1)
+  end
+  return found
+end
+
+local function best(states, count)
+  for tier = 1, 2 do
+    for at = 11, #ARGV, 4 do
+      local window = best_window(states, count, tier == 2, tonumber(ARGV[at]), tonumber(ARGV[at + 1]),
+        tonumber(ARGV[at + 2]), tonumber(ARGV[at + 3]))
+      if window then
+        local picked = {}
+        for index = window, window + count - 1 do picked[#picked + 1] = index end
+        return picked
+      end
+    end
+  end
+  local picked = {}
+  for at = 11, #ARGV, 4 do
+    for index = tonumber(ARGV[at + 2]), tonumber(ARGV[at + 3]) - 1 do
+      if string.byte(states, index + 1) == FREE then
+        picked[#picked + 1] = index
+        if #picked == count then return picked end
+      end
+    end
+  end
+  return nil
+end
+
+local q = q_open()
+if number > 0 then
+  local lost = q_lost(q)
+  if lost then return { 'lost', lost } end
+end
+local length = redis.call('STRLEN', seats)
+if length == 0 or redis.call('EXISTS', limit) == 0 then
+  return { 'absent' }
+end
+ttl = q.holdTtl or ttl
+local deadline = q.now + ttl
+if number > 0 then
+  local place = working_check_in(q, user, number)
+  if place == 'ended' and q_recovering(q) then place = 'recovering' end
+  if place ~= 'working' then return { 'place', place } end
+end
+
+-- The same order again (its first attempt died after this script): the same answer.
+local known = redis.call('HMGET', hold, 'v', 'x')
+if known[1] and known[2] and tonumber(known[1]) >= version then
+  local held = { 'held', tonumber(redis.call('ZSCORE', holds, order) or deadline), ttl }
+  for index in string.gmatch(known[2], '%d+') do held[#held + 1] = tonumber(index) end
+  return held
+end
+if known[1] and tonumber(known[1]) > version then
+  return { 'taken' }
+end
+
+local indices = {}
+if mode == 'best' then
+  indices = best(redis.call('GET', seats), tonumber(ARGV[10]))
+else
+  for at = 10, #ARGV do indices[#indices + 1] = tonumber(ARGV[at]) end
+end
+local wanted = mode == 'best' and tonumber(ARGV[10]) or #indices
+local had = seats_of_person(redis.call('HGET', limit, user) or '', order)
+if had + wanted > limit_max then
+  return { 'limit', had }
+end
+if not indices then
+  return { 'taken' }
+end
+local taken = { 'taken' }
+for _, index in ipairs(indices) do
+  assert(index >= 0 and index < length, 'hold: seat index out of range')
+  if byte_of(seats, index) ~= FREE and owner_of(owners, index) ~= order then taken[#taken + 1] = index end
+end
+if #taken > 1 then
+  return taken
+end
+
+for _, index in ipairs(indices) do
+  set_seat(seats, owners, index, HELD, order)
+end
+note_person(limit, user, order, #indices)
+redis.call('ZADD', holds, deadline, order)
+redis.call('SET', wake, '1', 'PX', ttl)
+redis.call('DEL', hold)
+redis.call('HSET', hold, 'v', version, 's', schedule, 'x', table.concat(indices, ','), 'u', user, 't', q.now)
+working_extend(q, user, deadline)
+local held = { 'held', deadline, ttl }
+for _, index in ipairs(indices) do held[#held + 1] = index end
+return held

@@ -1,0 +1,85 @@
+-- queue_enter: a batch of people enters. Who has a place keeps it; new people get numbers
+-- in the order of the batch, behind everybody, and who can be admitted is admitted here.
+--   KEYS   as the prelude says
+--   ARGV   epoch, last number, user ids (16 bytes each, joined)
+-- Returns {'ok', epoch, now, last, ceiling, outcomes} or {'lost', why}; an outcome is 26 bytes a
+-- person: code, new (0|1), number, deadline and position (8 bytes each, big-endian).
+--   codes  1 waiting, 2 working, 3 registered, 4 sold out, 5 too many wait, 6 not open, 7 draining,
+--          8 no number left below the ceiling
+local q = q_open()
+assert(#ARGV == 3 and #ARGV[3] % 16 == 0, 'queue_enter: want ARGV epoch, last, users')
+local lost = q_lost(q)
+if lost then return { 'lost', lost } end
+
+local users, new, code, number = {}, {}, {}, {}
+for i = 1, #ARGV[3], 16 do users[#users + 1] = string.sub(ARGV[3], i, i + 15) end
+
+q_expire(q) -- a turn that is over is no place to come back to
+q_cut(q) -- what is sold out or closed has nobody waiting, and no place to come back to
+local waits = redis.call('ZMSCORE', q.wait, unpack(users))
+local works = redis.call('HMGET', q.place, unpack(users))
+local waiting = redis.call('ZCARD', q.wait)
+local pre_queue = q.preQueueOpensAt and q.opensAt and q.now >= q.preQueueOpensAt and q.now < q.opensAt
+local registered = (q.drawLo and redis.call('EXISTS', q.reg) == 1) and redis.call('ZMSCORE', q.reg, unpack(users)) or {}
+
+local function refusal()
+  if q_is(q.closesAt, q.now) or (q.opensAt and q.now < q.opensAt and not pre_queue) then return 6 end
+  if q.remaining == 0 then return 4 end
+  if q.draining == 1 then return 7 end
+  if not pre_queue and q.queueFactor > 0 and waiting >= q.queueFactor * q.remaining then return 5 end
+  if q.last >= q.ceiling then return 8 end
+  return nil
+end
+
+local seen, added, last = {}, {}, q.last
+for i, user in ipairs(users) do
+  new[i] = 0
+  if seen[user] then
+    code[i], number[i] = code[seen[user]], number[seen[user]]
+  elseif waits[i] then
+    code[i], number[i] = 1, tonumber(waits[i])
+  elseif works[i] then
+    code[i], number[i] = 2, 0
+  elseif registered[i] then
+    code[i], number[i] = 3, tonumber(registered[i])
+  else
+    code[i] = refusal()
+    if not code[i] then
+      q.last = q.last + 1
+      code[i], new[i], number[i] = pre_queue and 3 or 1, 1, q.last
+      waiting = waiting + 1
+      added[#added + 1] = string.format('%.0f', q.last)
+      added[#added + 1] = user
+    end
+  end
+  seen[user] = seen[user] or i
+end
+
+if #added > 0 then
+  if pre_queue and not q.drawLo then
+    q.drawLo = last
+    redis.call('HSET', q.meta, 'drawLo', string.format('%.0f', last))
+  end
+  redis.call('ZADD', pre_queue and q.reg or q.wait, unpack(added))
+  redis.call('HSET', q.meta, 'last', string.format('%.0f', q.last))
+end
+local admitted = q_promote(q)
+
+-- An answer WORKING is a check-in.
+local out = {}
+for i, user in ipairs(users) do
+  local deadline, position = 0, 0
+  if code[i] == 2 or (code[i] == 1 and admitted > 0) then
+    local tag, at, held = working_check_in(q, user, nil)
+    if tag == 'working' then
+      code[i], number[i], deadline = 2, held, at
+    elseif tag == 'waiting' then
+      code[i], number[i] = 1, held
+    else
+      code[i] = tag == 'closed' and 6 or 9
+    end
+  end
+  if code[i] == 1 then position = redis.call('ZRANK', q.wait, user) + 1 end
+  out[i] = struct.pack('>BBI8I8I8', code[i], new[i], number[i] or 0, deadline, position)
+end
+return { 'ok', q.epoch, q.now, q.last, q.ceiling, table.concat(out) }

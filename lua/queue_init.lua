@@ -1,0 +1,28 @@
+-- queue_init: an epoch begins in this Redis. What survived stays; numbers go on above the
+-- ceiling of the epoch before, and while it recovers nobody new is admitted.
+--   KEYS   as the prelude says
+--   ARGV   epoch, base (numbers start above it), ceiling, served before, recover ms, then
+--          (field, value)... of the settings and facts
+-- Returns {'ok'}, or {'newer', epoch} when another instance has gone further.
+local q = q_open()
+assert(#ARGV >= 5 and #ARGV % 2 == 1, 'queue_init: want ARGV epoch, base, ceiling, served, recover ms, (field, value)...')
+local epoch = tonumber(ARGV[1])
+if q.epoch and q.epoch >= epoch then return { 'newer', q.epoch } end
+local last = math.max(q.last or 0, tonumber(ARGV[2]))
+local served = math.max(q.served or 0, tonumber(ARGV[4]))
+local text = function(number) return string.format('%.0f', number) end
+local fields = {}
+for i = 6, #ARGV, 2 do
+  -- A draw that is still being written goes on where it was.
+  if not (ARGV[i] == 'drawNext' and q.drawNext) then
+    fields[#fields + 1], fields[#fields + 2] = ARGV[i], ARGV[i + 1]
+  end
+end
+if #fields > 0 then redis.call('HSET', q.meta, unpack(fields)) end
+-- A first epoch has nothing to recover: everybody up to its base has been served.
+local recover = tonumber(ARGV[5])
+redis.call('HSET', q.meta, 'epoch', epoch, 'last', text(last), 'ceiling', ARGV[3], 'served', text(served),
+  'recoverUntil', text(recover > 0 and q.now + recover or 0), 'replid', q_store_id(), 'runid', q_process_id(),
+  'gone', (q.gone or 0) + 1)
+redis.call('DEL', q.back)
+return { 'ok' }

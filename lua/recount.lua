@@ -1,0 +1,18 @@
+-- recount: tell the queue how many seats are not sold, from the seats themselves.
+--   KEYS[1..7]  the queue's (see prelude)   KEYS[8..]  string seats of every schedule
+--   ARGV[1..2]  "0", "0"
+-- Returns {"done", not sold} or {"absent"} when a schedule has no seats here.
+assert(#KEYS >= 8, 'recount: want at least 8 KEYS')
+
+local q = q_open()
+local left = 0
+for at = 8, #KEYS do
+  local states = redis.call('GET', KEYS[at])
+  if not states then return { 'absent' } end
+  local _, sold = string.gsub(states, '2', '2')
+  left = left + #states - sold
+end
+if q.remaining and q.remaining ~= left then
+  q_add_remaining(q, left - q.remaining)
+end
+return { 'done', left }

@@ -1,0 +1,265 @@
+//! `ticketping audit`: proves the books. It reads the stores of every role and
+//! Stripe's side, and changes nothing.
+//!
+//! What is still on its way (an event between two roles, a refund that Stripe is
+//! asked for) is no breach while it is young; `--wait` gives it time.
+
+mod books;
+mod live;
+mod stripe;
+
+use std::{path::PathBuf, time::Duration};
+
+use serde::Serialize;
+use sqlx::PgPool;
+
+use crate::{
+    platform::{
+        db, embedded::runtime::RuntimeFile, failure::Failure, redis::Redis, secret::Secret,
+    },
+    serve::secrets::Kept,
+};
+
+/// Rows named for each check; the count says how many there are.
+const NAMED_MAX: usize = 20;
+/// Between two looks while waiting for the books to come to rest.
+const LOOK_EVERY: Duration = Duration::from_millis(500);
+
+/// Prove the books: every seat sold once, every payment kept or given back, Redis as Postgres says.
+///
+/// Exit code: 0 the books balance, 1 a check found a breach (its rows are named).
+#[derive(Clone, Debug, clap::Args)]
+pub struct Args {
+    /// The data directory of the embedded default, whose running server is audited
+    #[arg(
+        long,
+        env = "TICKETPING_DATA_DIR",
+        value_name = "DIR",
+        default_value = "./.ticketping"
+    )]
+    pub data_dir: PathBuf,
+    /// PostgreSQL, where it is not the embedded one
+    #[arg(
+        long,
+        env = "TICKETPING_DATABASE_URL",
+        hide_env_values = true,
+        value_name = "URL"
+    )]
+    pub database_url: Option<Secret>,
+    /// Redis, where it is not the embedded one
+    #[arg(
+        long,
+        env = "TICKETPING_REDIS_URL",
+        hide_env_values = true,
+        value_name = "URL"
+    )]
+    pub redis_url: Option<Secret>,
+    /// What Redis keys begin with
+    #[arg(
+        long,
+        env = "TICKETPING_REDIS_PREFIX",
+        value_name = "PREFIX",
+        default_value = "tp"
+    )]
+    pub redis_prefix: String,
+    /// The Stripe sandbox, whose ledger is compared with the payments
+    #[arg(long, env = "TICKETPING_STRIPE_URL", value_name = "URL")]
+    pub stripe_url: Option<String>,
+    /// The sandbox's secret key
+    #[arg(
+        long,
+        env = "STRIPE_SECRET_KEY",
+        hide_env_values = true,
+        value_name = "KEY"
+    )]
+    pub stripe_secret_key: Option<Secret>,
+    /// How long what is on its way may take to arrive
+    #[arg(long, value_name = "DURATION", default_value = "5s", value_parser = humantime::parse_duration)]
+    pub wait: Duration,
+    /// Print the report as JSON
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// What is audited.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// The database of all roles.
+    pub database_url: String,
+    /// The Redis of queue and reservations; without it they are not compared.
+    pub redis_url: Option<String>,
+    /// In front of its keys.
+    pub redis_prefix: String,
+    /// The Stripe sandbox and its secret key; without it Stripe's side is not compared.
+    pub stripe: Option<(String, Secret)>,
+    /// How long to look again before a breach counts.
+    pub wait: Duration,
+}
+
+/// One question to the books.
+#[derive(Clone, Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Check {
+    /// Stable, for programs.
+    pub name: &'static str,
+    /// What must hold.
+    pub claim: &'static str,
+    /// How many things were looked at; null where the check could not be made.
+    pub looked_at: Option<u64>,
+    /// How many breach it.
+    pub breaches: u64,
+    /// The first of them.
+    pub rows: Vec<String>,
+    /// Why it could not be made.
+    pub skipped: Option<String>,
+}
+
+impl Check {
+    fn new(name: &'static str, claim: &'static str, looked_at: u64, mut rows: Vec<String>) -> Self {
+        let breaches = rows.len() as u64;
+        rows.truncate(NAMED_MAX);
+        Self {
+            name,
+            claim,
+            looked_at: Some(looked_at),
+            breaches,
+            rows,
+            skipped: None,
+        }
+    }
+
+    fn skipped(name: &'static str, claim: &'static str, why: impl Into<String>) -> Self {
+        Self {
+            name,
+            claim,
+            looked_at: None,
+            breaches: 0,
+            rows: Vec::new(),
+            skipped: Some(why.into()),
+        }
+    }
+}
+
+/// All the answers.
+#[derive(Clone, Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Report {
+    /// In a fixed order.
+    pub checks: Vec<Check>,
+}
+
+impl Report {
+    /// Do the books balance?
+    pub fn ok(&self) -> bool {
+        self.checks.iter().all(|c| c.breaches == 0)
+    }
+
+    /// The report as a person reads it.
+    pub fn text(&self) -> String {
+        use std::fmt::Write as _;
+        let mut out = String::new();
+        for check in &self.checks {
+            let verdict = match (&check.skipped, check.breaches) {
+                (Some(_), _) => "skipped".to_owned(),
+                (None, 0) => "ok".to_owned(),
+                (None, n) => format!("{n} BREACHED"),
+            };
+            let looked_at = check
+                .looked_at
+                .map_or_else(|| "-".into(), |n| n.to_string());
+            let _ = writeln!(out, "{verdict:>12}  {looked_at:>9}  {}", check.claim);
+            if let Some(why) = &check.skipped {
+                let _ = writeln!(out, "{:>25}{why}", "");
+            }
+            for row in &check.rows {
+                let _ = writeln!(out, "{:>25}{row}", "");
+            }
+        }
+        let breached = self.checks.iter().filter(|c| c.breaches > 0).count();
+        let _ = match breached {
+            0 => writeln!(out, "The books balance."),
+            1 => writeln!(out, "One check found a breach."),
+            n => writeln!(out, "{n} checks found breaches."),
+        };
+        out
+    }
+}
+
+/// Audits, prints, and exits 1 on a breach.
+///
+/// # Errors
+/// When a store cannot be read.
+pub async fn run(args: Args) -> Result<u8, Failure> {
+    let json = args.json;
+    let report = run_checks(&args.config()?).await.map_err(Failure::Failed)?;
+    if json {
+        let text =
+            serde_json::to_string_pretty(&report).map_err(|e| Failure::Failed(e.to_string()))?;
+        println!("{text}");
+    } else {
+        print!("{}", report.text());
+    }
+    Ok(u8::from(!report.ok()))
+}
+
+impl Args {
+    fn config(self) -> Result<Config, Failure> {
+        let mut config = Config {
+            database_url: String::new(),
+            redis_url: self.redis_url.map(|u| u.expose().to_owned()),
+            redis_prefix: self.redis_prefix,
+            stripe: self.stripe_url.zip(self.stripe_secret_key),
+            wait: self.wait,
+        };
+        if let Some(url) = self.database_url {
+            config.database_url = url.expose().to_owned();
+            return Ok(config);
+        }
+        let running = RuntimeFile::of_running(&self.data_dir)
+            .map_err(|e| Failure::Failed(e.to_string()))?
+            .ok_or_else(|| {
+                Failure::Failed(format!(
+                    "no server runs on {}: start it (`ticketping serve all`), or name --database-url and --redis-url",
+                    self.data_dir.display()
+                ))
+            })?;
+        config.database_url = running.database_url;
+        config.redis_url.get_or_insert(running.redis_url);
+        if config.stripe.is_none() && !running.stripe_url.is_empty() {
+            let kept = Kept::load(&self.data_dir)?;
+            config.stripe = Some((running.stripe_url, Secret::new(&*kept.stripe_secret_key)));
+        }
+        Ok(config)
+    }
+}
+
+/// Makes every check, again and again until all hold or the wait is over.
+///
+/// # Errors
+/// When a store cannot be read.
+pub async fn run_checks(config: &Config) -> Result<Report, String> {
+    let pool = db::pool(&config.database_url, "public", 2)?;
+    let redis = match &config.redis_url {
+        Some(url) => Some(Redis::connect(url).await?),
+        None => None,
+    };
+    let until = tokio::time::Instant::now() + config.wait;
+    let report = loop {
+        let report = look(config, &pool, redis.as_ref()).await?;
+        if report.ok() || tokio::time::Instant::now() >= until {
+            break report;
+        }
+        tokio::time::sleep(LOOK_EVERY).await;
+    };
+    pool.close().await;
+    Ok(report)
+}
+
+async fn look(config: &Config, pool: &PgPool, redis: Option<&Redis>) -> Result<Report, String> {
+    let mut checks = books::checks(pool)
+        .await
+        .map_err(|e| format!("PostgreSQL: {e}"))?;
+    checks.extend(live::checks(pool, redis, &config.redis_prefix).await?);
+    checks.push(stripe::check(pool, config.stripe.as_ref()).await?);
+    Ok(Report { checks })
+}

@@ -1,0 +1,132 @@
+//! Where to seed: the database named, the running server's, or the data directory's own stores,
+//! started for as long as it takes.
+
+use std::path::PathBuf;
+
+use crate::{
+    platform::{
+        auth::Signer,
+        embedded::{EmbeddedStores, runtime::RuntimeFile},
+        failure::Failure,
+        secret::Secret,
+    },
+    serve::secrets::{Kept, SecretArgs},
+};
+
+/// Where the stores are, and who signs.
+#[derive(Clone, Debug, clap::Args)]
+#[command(next_help_heading = "Where")]
+pub struct TargetArgs {
+    /// The data directory of the embedded default: its running server is found there, or its stores are
+    /// started for as long as it takes; tokens.jsonl is written there
+    #[arg(
+        long,
+        env = "TICKETPING_DATA_DIR",
+        value_name = "DIR",
+        default_value = "./.ticketping"
+    )]
+    pub data_dir: PathBuf,
+    /// PostgreSQL, where it is not the embedded one
+    #[arg(
+        long,
+        env = "TICKETPING_DATABASE_URL",
+        hide_env_values = true,
+        value_name = "URL"
+    )]
+    pub database_url: Option<Secret>,
+    /// Redis, where it is not the embedded one; only --reset needs it
+    #[arg(
+        long,
+        env = "TICKETPING_REDIS_URL",
+        hide_env_values = true,
+        value_name = "URL"
+    )]
+    pub redis_url: Option<Secret>,
+    /// What Redis keys begin with
+    #[arg(
+        long,
+        env = "TICKETPING_REDIS_PREFIX",
+        value_name = "PREFIX",
+        default_value = "tp"
+    )]
+    pub redis_prefix: String,
+    #[command(flatten)]
+    pub secrets: SecretArgs,
+}
+
+/// Stores that can be reached.
+pub struct Target {
+    pub database_url: String,
+    pub redis_url: Option<String>,
+    embedded: Option<EmbeddedStores>,
+}
+
+impl TargetArgs {
+    /// What to call the target when asking whether to empty it.
+    pub fn describe(&self) -> String {
+        match &self.database_url {
+            Some(_) => "the database of --database-url".to_owned(),
+            None => self.data_dir.display().to_string(),
+        }
+    }
+
+    /// Finds the stores, or starts them.
+    ///
+    /// # Errors
+    /// One sentence that names what is wrong and the way out.
+    pub async fn open(&self) -> Result<Target, Failure> {
+        let redis_url = self.redis_url.as_ref().map(|url| url.expose().to_owned());
+        if let Some(url) = &self.database_url {
+            return Ok(Target {
+                database_url: url.expose().to_owned(),
+                redis_url,
+                embedded: None,
+            });
+        }
+        let running = RuntimeFile::of_running(&self.data_dir).map_err(|e| {
+            Failure::Failed(format!(
+                "{}: {e}",
+                RuntimeFile::path(&self.data_dir).display()
+            ))
+        })?;
+        if let Some(server) = running {
+            return Ok(Target {
+                database_url: server.database_url,
+                redis_url: Some(redis_url.unwrap_or(server.redis_url)),
+                embedded: None,
+            });
+        }
+        let stores = EmbeddedStores::start(&self.data_dir)
+            .await
+            .map_err(|e| Failure::Failed(e.to_string()))?;
+        Ok(Target {
+            database_url: stores.database_url().to_owned(),
+            redis_url: Some(redis_url.unwrap_or_else(|| stores.redis_url().to_owned())),
+            embedded: Some(stores),
+        })
+    }
+
+    /// The key that signs members' tokens: the one given, or the data directory's.
+    ///
+    /// # Errors
+    /// When there is none that the server would accept.
+    pub fn signer(&self) -> Result<Signer, Failure> {
+        let mut secrets = self.secrets.clone();
+        let given = secrets.jwt_key.is_some() || secrets.jwt_key_file.is_some();
+        if !given && self.database_url.is_none() {
+            Kept::load_or_make(&self.data_dir)?.complete(&mut secrets);
+        } else if !given && self.data_dir.join("secrets.json").exists() {
+            Kept::load(&self.data_dir)?.complete(&mut secrets);
+        }
+        secrets.signers().map(|(current, _)| current)
+    }
+}
+
+impl Target {
+    /// Ends the stores that were started for this.
+    pub async fn close(self) {
+        if let Some(stores) = self.embedded {
+            stores.stop().await;
+        }
+    }
+}

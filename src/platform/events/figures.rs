@@ -1,0 +1,144 @@
+//! How far events are behind: for the metrics and the operator's overview.
+
+use std::sync::atomic::AtomicI64;
+use std::time::Duration;
+
+use prometheus_client::encoding::EncodeLabelSet;
+use prometheus_client::metrics::{family::Family, gauge::Gauge};
+use sqlx::PgPool;
+
+use super::{Outbox, dead, kafka, outbox};
+use crate::platform::metrics::Metrics;
+use crate::platform::overview;
+use crate::platform::tasks::Tasks;
+
+/// Fine enough for a dashboard; the queries read an index that is empty as a rule.
+const SAMPLE_EVERY: Duration = Duration::from_secs(2);
+
+type Gauges<L> = Family<L, Gauge<i64, AtomicI64>>;
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct Producing {
+    producer: &'static str,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct Consuming {
+    consumer: &'static str,
+}
+
+/// What this process knows of its events. Cheap to clone.
+#[derive(Clone, Default)]
+pub struct Figures {
+    producers: Vec<&'static str>,
+    consumers: Vec<&'static str>,
+    by_kafka: bool,
+    pending: Gauges<Producing>,
+    oldest_ms: Gauges<Producing>,
+    dead: Gauges<Consuming>,
+    lag: Gauges<kafka::LagOf>,
+    lag_topics: Vec<kafka::LagOf>,
+}
+
+impl Figures {
+    pub(super) fn new(
+        producers: Vec<&'static str>,
+        consumers: Vec<&'static str>,
+        lag_topics: Option<Vec<kafka::LagOf>>,
+        metrics: &Metrics,
+    ) -> Self {
+        let figures = Self {
+            producers,
+            consumers,
+            by_kafka: lag_topics.is_some(),
+            lag_topics: lag_topics.unwrap_or_default(),
+            ..Self::default()
+        };
+        metrics.register(|registry| {
+            let f = figures.clone();
+            registry.register("outbox_pending", "Events not yet delivered", f.pending);
+            registry.register(
+                "outbox_oldest_ms",
+                "Age of the oldest undelivered event",
+                f.oldest_ms,
+            );
+            registry.register("dead_letters", "Bad messages waiting for a replay", f.dead);
+            if f.by_kafka {
+                registry.register("kafka_lag", "Messages not yet handled by a consumer", f.lag);
+            }
+        });
+        figures
+    }
+
+    pub(super) fn lag(&self) -> Gauges<kafka::LagOf> {
+        self.lag.clone()
+    }
+
+    /// Keeps the figures of `outboxes` and of the consumers' dead letters fresh.
+    pub(super) fn keep_fresh(
+        &self,
+        outboxes: Vec<Outbox>,
+        consumers: Vec<(&'static str, PgPool)>,
+        tasks: &Tasks,
+    ) {
+        let figures = self.clone();
+        tasks.every("events.figures", SAMPLE_EVERY, move || {
+            let (figures, outboxes, consumers) =
+                (figures.clone(), outboxes.clone(), consumers.clone());
+            async move {
+                for one in &outboxes {
+                    if let Err(error) = figures.sample_outbox(one).await {
+                        tracing::debug!(%error, outbox = one.source, "backlog not known now");
+                    }
+                }
+                for (consumer, pool) in &consumers {
+                    if let Err(error) = figures.sample_dead(consumer, pool).await {
+                        tracing::debug!(%error, consumer, "dead letters not known now");
+                    }
+                }
+            }
+        });
+    }
+
+    async fn sample_outbox(&self, one: &Outbox) -> sqlx::Result<()> {
+        let backlog = outbox::backlog(&mut *one.pool.acquire().await?).await?;
+        let labels = Producing {
+            producer: one.source,
+        };
+        self.pending.get_or_create(&labels).set(backlog.pending);
+        self.oldest_ms.get_or_create(&labels).set(backlog.oldest_ms);
+        Ok(())
+    }
+
+    async fn sample_dead(&self, consumer: &'static str, pool: &PgPool) -> sqlx::Result<()> {
+        let open = dead::count_open(&mut *pool.acquire().await?).await?;
+        self.dead.get_or_create(&Consuming { consumer }).set(open);
+        Ok(())
+    }
+
+    /// This process's part of the operator's overview.
+    #[must_use]
+    pub fn overview(&self) -> overview::Events {
+        let sum = |values: &mut dyn Iterator<Item = i64>| values.sum::<i64>().max(0).unsigned_abs();
+        let producers = || self.producers.iter().map(|producer| Producing { producer });
+        let mut pending = producers().map(|one| self.pending.get_or_create(&one).get());
+        let oldest = producers()
+            .map(|one| self.oldest_ms.get_or_create(&one).get())
+            .max();
+        let mut dead = self
+            .consumers
+            .iter()
+            .map(|consumer| self.dead.get_or_create(&Consuming { consumer }).get());
+        let mut lag = self
+            .lag_topics
+            .iter()
+            .map(|one| self.lag.get_or_create(one).get());
+        overview::Events {
+            delivery: if self.by_kafka { "kafka" } else { "inProcess" }.to_owned(),
+            outbox_pending: sum(&mut pending),
+            oldest_seconds: oldest.unwrap_or(0).max(0).unsigned_abs() / 1_000,
+            kafka_lag: self.by_kafka.then(|| sum(&mut lag)),
+            dlq: sum(&mut dead),
+        }
+    }
+}

@@ -1,0 +1,21 @@
+//! What every role stands on: configuration, problems, stores, events,
+//! telemetry, shutdown. Nothing here knows a role.
+
+pub mod auth;
+pub mod db;
+pub mod edge;
+pub mod embedded;
+pub mod events;
+pub mod failpoint;
+pub mod failure;
+pub mod http;
+pub mod idempotency;
+pub mod metrics;
+pub mod overview;
+pub mod place;
+pub mod problem;
+pub mod redis;
+pub mod secret;
+pub mod tasks;
+pub mod telemetry;
+pub mod upstream;

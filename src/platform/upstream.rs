@@ -1,0 +1,233 @@
+//! How one role asks another: a plain call inside one process, HTTP between two.
+
+use std::{
+    sync::{Arc, OnceLock},
+    time::Duration,
+};
+
+use axum::{Router, body::Body, response::Response};
+use http::{HeaderValue, Method, Request, StatusCode, Uri, header};
+use http_body_util::BodyExt;
+use hyper_util::{
+    client::legacy::{Client, connect::HttpConnector},
+    rt::{TokioExecutor, TokioTimer},
+};
+use serde::{Serialize, de::DeserializeOwned};
+use tower::ServiceExt;
+
+use super::auth::InternalSecret;
+
+/// An answer between roles takes at most this long; then it is 503.
+const CALL_MAX: Duration = Duration::from_secs(10);
+/// No internal answer is larger: a catalogue of 100,000 seats is near 16 MB.
+const BODY_MAX: usize = 64 << 20;
+
+/// The connection-pooling client for calls between processes.
+pub type HttpClient = Client<HttpConnector, Body>;
+
+/// A client with pooled keep-alive connections and TCP_NODELAY.
+pub fn http_client() -> HttpClient {
+    let mut connector = HttpConnector::new();
+    connector.set_nodelay(true);
+    connector.set_connect_timeout(Some(Duration::from_secs(2)));
+    Client::builder(TokioExecutor::new())
+        .pool_timer(TokioTimer::new())
+        .pool_idle_timeout(Duration::from_secs(60))
+        .build(connector)
+}
+
+/// Where another role is. Cheap to clone.
+#[derive(Clone)]
+pub struct Upstream {
+    target: Target,
+    secret: InternalSecret,
+}
+
+#[derive(Clone)]
+enum Target {
+    /// Filled once all roles of the process are put together.
+    Local(Arc<OnceLock<Router>>),
+    Remote(Arc<Remote>),
+}
+
+struct Remote {
+    base: String,
+    client: HttpClient,
+}
+
+/// Why another role gave no answer that can be used.
+#[derive(Debug, thiserror::Error)]
+pub enum UpstreamError {
+    /// It could not be reached in time.
+    #[error("cannot reach {path}: {cause}")]
+    Unreachable {
+        /// The path that was asked.
+        path: String,
+        /// What went wrong.
+        cause: String,
+    },
+    /// It answered with another status than 2xx.
+    #[error("{path} answered {status}: {body}")]
+    Status {
+        /// The path that was asked.
+        path: String,
+        /// Its answer's status.
+        status: StatusCode,
+        /// Its answer's body, a problem as a rule.
+        body: String,
+    },
+}
+
+impl UpstreamError {
+    /// The status answered, where there was an answer.
+    pub fn status(&self) -> Option<StatusCode> {
+        match self {
+            Self::Unreachable { .. } => None,
+            Self::Status { status, .. } => Some(*status),
+        }
+    }
+
+    /// The `code` of the problem answered, where it was one.
+    pub fn code(&self) -> Option<String> {
+        let Self::Status { body, .. } = self else {
+            return None;
+        };
+        let body: serde_json::Value = serde_json::from_str(body).ok()?;
+        Some(body.get("code")?.as_str()?.to_owned())
+    }
+}
+
+impl Upstream {
+    /// A role of this process; `slot` is filled when all are put together.
+    pub fn local(slot: Arc<OnceLock<Router>>, secret: InternalSecret) -> Self {
+        Self {
+            target: Target::Local(slot),
+            secret,
+        }
+    }
+
+    /// A role at `base`, such as `http://10.0.0.7:8080`.
+    pub fn remote(base: &str, client: HttpClient, secret: InternalSecret) -> Self {
+        let base = base.trim_end_matches('/').into();
+        Self {
+            target: Target::Remote(Arc::new(Remote { base, client })),
+            secret,
+        }
+    }
+
+    /// Whether the role is in another process.
+    pub fn is_remote(&self) -> bool {
+        matches!(self.target, Target::Remote(_))
+    }
+
+    /// Passes `request` on as it is (path and query kept).
+    ///
+    /// # Errors
+    /// When there is no answer in time.
+    pub async fn call(&self, mut request: Request<Body>) -> Result<Response, UpstreamError> {
+        let path = request.uri().path().to_owned();
+        let fail = |cause: String| UpstreamError::Unreachable {
+            path: path.clone(),
+            cause,
+        };
+        match &self.target {
+            Target::Local(slot) => {
+                let router = slot
+                    .get()
+                    .ok_or_else(|| fail("still starting".into()))?
+                    .clone();
+                match router.oneshot(request).await {
+                    Ok(response) => Ok(response),
+                    Err(never) => match never {},
+                }
+            }
+            Target::Remote(remote) => {
+                let Remote { base, client } = &**remote;
+                let tail = request.uri().path_and_query().map_or("/", |p| p.as_str());
+                let uri = format!("{base}{tail}")
+                    .parse::<Uri>()
+                    .map_err(|e| fail(e.to_string()))?;
+                *request.uri_mut() = uri;
+                request.headers_mut().remove(header::HOST);
+                request.headers_mut().remove(header::CONNECTION);
+                *request.version_mut() = http::Version::HTTP_11;
+                let answer = tokio::time::timeout(CALL_MAX, client.request(request))
+                    .await
+                    .map_err(|_| fail("no answer in time".into()))?
+                    .map_err(|e| fail(chain(&e)))?;
+                Ok(answer.map(Body::new))
+            }
+        }
+    }
+
+    /// `GET path`, with the internal secret, as JSON.
+    ///
+    /// # Errors
+    /// When there is no answer, it is not 2xx, or it is not a `T`.
+    pub async fn get_json<T: DeserializeOwned>(&self, path: &str) -> Result<T, UpstreamError> {
+        self.json(Method::GET, path, Body::empty()).await
+    }
+
+    /// `POST path` with `body` as JSON, with the internal secret.
+    ///
+    /// # Errors
+    /// When there is no answer, it is not 2xx, or it is not a `T`.
+    pub async fn post_json<B: Serialize, T: DeserializeOwned>(
+        &self,
+        path: &str,
+        body: &B,
+    ) -> Result<T, UpstreamError> {
+        let body = serde_json::to_vec(body).map_err(|e| UpstreamError::Unreachable {
+            path: path.to_owned(),
+            cause: format!("cannot write the request: {e}"),
+        })?;
+        self.json(Method::POST, path, Body::from(body)).await
+    }
+
+    async fn json<T: DeserializeOwned>(
+        &self,
+        method: Method,
+        path: &str,
+        body: Body,
+    ) -> Result<T, UpstreamError> {
+        let fail = |cause: String| UpstreamError::Unreachable {
+            path: path.to_owned(),
+            cause,
+        };
+        let request = Request::builder()
+            .method(method)
+            .uri(path)
+            .header(
+                header::CONTENT_TYPE,
+                HeaderValue::from_static("application/json"),
+            )
+            .header(header::AUTHORIZATION, self.secret.header())
+            .body(body)
+            .map_err(|e| fail(e.to_string()))?;
+        let response = self.call(request).await?;
+        let status = response.status();
+        let body = http_body_util::Limited::new(response.into_body(), BODY_MAX)
+            .collect()
+            .await
+            .map_err(|e| fail(e.to_string()))?
+            .to_bytes();
+        if !status.is_success() {
+            return Err(UpstreamError::Status {
+                path: path.to_owned(),
+                status,
+                body: String::from_utf8_lossy(&body).into_owned(),
+            });
+        }
+        serde_json::from_slice(&body).map_err(|e| fail(format!("unexpected answer: {e}")))
+    }
+}
+
+fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        text = format!("{text}: {cause}");
+        source = cause.source();
+    }
+    text
+}

@@ -1,0 +1,242 @@
+//! The flags of `ticketping serve`: its manual.
+
+use std::{net::SocketAddr, path::PathBuf};
+
+use super::{gateway, payments, queue, reservations, secrets::SecretArgs, stripe_sandbox, users};
+use crate::platform::{db, failure::Failure, redis, secret::Secret, telemetry::LogFormat};
+
+/// What a process is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub enum Role {
+    /// Every role in one process
+    All,
+    /// The one door for buyers and operators
+    Gateway,
+    /// Members, log-in, access tokens
+    Users,
+    /// Performances, schedules, seats as they are built
+    Performances,
+    /// The waiting room
+    Queue,
+    /// Holds, orders, seat maps, tickets
+    Reservations,
+    /// Payments and Stripe's webhooks
+    Payments,
+    /// A stateful stand-in for Stripe, for development and tests
+    StripeSandbox,
+}
+
+impl Role {
+    /// As on the command line.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::All => "all",
+            Self::Gateway => "gateway",
+            Self::Users => "users",
+            Self::Performances => "performances",
+            Self::Queue => "queue",
+            Self::Reservations => "reservations",
+            Self::Payments => "payments",
+            Self::StripeSandbox => "stripe-sandbox",
+        }
+    }
+}
+
+/// Run a role, or all of them in one process.
+///
+/// `serve all` with nothing configured starts its own Redis and PostgreSQL under the data
+/// directory and takes payments in the Stripe sandbox. Every part is replaced by naming a real
+/// one: --redis-url, --database-url, --kafka-brokers, STRIPE_SECRET_KEY.
+#[derive(Clone, Debug, clap::Args)]
+pub struct Args {
+    /// Which role to run
+    #[arg(value_enum)]
+    pub role: Role,
+    /// Seed the demo sale, if it is not there yet, before serving (`serve all` only)
+    #[arg(long, env = "TICKETPING_DEMO")]
+    pub demo: bool,
+    #[command(flatten)]
+    pub process: ProcessArgs,
+    #[command(flatten)]
+    pub stores: StoreArgs,
+    #[command(flatten)]
+    pub secrets: SecretArgs,
+    #[command(flatten)]
+    pub urls: UrlArgs,
+    #[command(flatten)]
+    pub gateway: gateway::Config,
+    #[command(flatten)]
+    pub users: users::Config,
+    #[command(flatten)]
+    pub queue: queue::Config,
+    #[command(flatten)]
+    pub reservations: reservations::Config,
+    #[command(flatten)]
+    pub payments: payments::Config,
+    #[command(flatten)]
+    pub stripe_sandbox: stripe_sandbox::Config,
+}
+
+/// Where the process listens, writes and logs.
+#[derive(Clone, Debug, clap::Args)]
+#[command(next_help_heading = "Process")]
+pub struct ProcessArgs {
+    /// Where HTTP is served; port 0 picks a free one
+    #[arg(
+        long,
+        env = "TICKETPING_LISTEN",
+        value_name = "ADDRESS",
+        default_value = "127.0.0.1:8080"
+    )]
+    pub listen: SocketAddr,
+    /// Where /livez, /readyz and /metrics are served; port 0 picks a free one
+    #[arg(
+        long,
+        env = "TICKETPING_OPS_LISTEN",
+        value_name = "ADDRESS",
+        default_value = "127.0.0.1:9090"
+    )]
+    pub ops_listen: SocketAddr,
+    /// Open connections at most; further ones wait
+    #[arg(
+        long,
+        env = "TICKETPING_MAX_CONNECTIONS",
+        value_name = "N",
+        default_value_t = 100_000
+    )]
+    pub max_connections: usize,
+    /// Where the embedded default keeps its stores and secrets
+    #[arg(
+        long,
+        env = "TICKETPING_DATA_DIR",
+        value_name = "DIR",
+        default_value = "./.ticketping"
+    )]
+    pub data_dir: PathBuf,
+    /// How log lines look
+    #[arg(
+        long,
+        env = "TICKETPING_LOG_FORMAT",
+        value_enum,
+        default_value = "text"
+    )]
+    pub log_format: LogFormat,
+    /// What is logged: a level, or target=level pairs with commas
+    #[arg(
+        long,
+        env = "TICKETPING_LOG",
+        value_name = "FILTER",
+        default_value = "info,sqlx=warn"
+    )]
+    pub log: String,
+}
+
+/// The real stores, where they are not embedded.
+#[derive(Clone, Debug, clap::Args)]
+#[command(next_help_heading = "Stores")]
+pub struct StoreArgs {
+    /// Redis of the waiting room and the seats: redis://[:password@]host:port, rediss://…, or
+    /// redis+cluster://host:port,host:port [default: embedded, with `serve all`]
+    #[arg(
+        long,
+        env = "TICKETPING_REDIS_URL",
+        hide_env_values = true,
+        value_name = "URL"
+    )]
+    pub redis_url: Option<Secret>,
+    /// In front of every Redis key, so that several installations can share one Redis
+    #[arg(
+        long,
+        env = "TICKETPING_REDIS_PREFIX",
+        value_name = "PREFIX",
+        default_value = "tp"
+    )]
+    pub redis_prefix: String,
+    /// PostgreSQL 14 or newer: postgres://user:password@host:port/database [default: embedded,
+    /// with `serve all`]
+    #[arg(
+        long,
+        env = "TICKETPING_DATABASE_URL",
+        hide_env_values = true,
+        value_name = "URL"
+    )]
+    pub database_url: Option<Secret>,
+    /// Database connections of each role at most
+    #[arg(
+        long,
+        env = "TICKETPING_DATABASE_CONNECTIONS",
+        value_name = "N",
+        default_value_t = 10
+    )]
+    pub database_connections: u32,
+    /// Kafka brokers, host:port with commas [default: events are handed over inside the process,
+    /// with `serve all`]
+    #[arg(long, env = "TICKETPING_KAFKA_BROKERS", value_name = "BROKERS")]
+    pub kafka_brokers: Option<String>,
+}
+
+impl StoreArgs {
+    /// Refuses malformed URLs before anything is started.
+    ///
+    /// # Errors
+    /// Names the flag and what is wrong.
+    pub fn check(&self) -> Result<(), Failure> {
+        let fail = |flag: &str, e: String| Failure::Usage(format!("{flag}: {e}"));
+        if let Some(url) = &self.redis_url {
+            redis::check_url(url.expose()).map_err(|e| fail("--redis-url", e))?;
+        }
+        if let Some(url) = &self.database_url {
+            db::check_url(url.expose()).map_err(|e| fail("--database-url", e))?;
+        }
+        Ok(())
+    }
+
+    /// The Redis URL of a role on its own.
+    ///
+    /// # Errors
+    /// When it is missing; names the flag.
+    pub fn redis(&self) -> Result<&str, Failure> {
+        needed(&self.redis_url, "--redis-url", "TICKETPING_REDIS_URL")
+    }
+
+    /// The database URL of a role on its own.
+    ///
+    /// # Errors
+    /// When it is missing; names the flag.
+    pub fn database(&self) -> Result<&str, Failure> {
+        needed(
+            &self.database_url,
+            "--database-url",
+            "TICKETPING_DATABASE_URL",
+        )
+    }
+}
+
+fn needed<'a>(value: &'a Option<Secret>, flag: &str, env: &str) -> Result<&'a str, Failure> {
+    value.as_ref().map(Secret::expose).ok_or_else(|| {
+        Failure::Usage(format!(
+            "{flag} is missing: a role on its own needs it (only `serve all` embeds its stores); give it, or set {env}"
+        ))
+    })
+}
+
+/// Where the other roles are, for a role on its own.
+#[derive(Clone, Debug, clap::Args)]
+#[command(next_help_heading = "Other roles (for a role on its own)")]
+pub struct UrlArgs {
+    /// The users role: its public keys verify access tokens
+    #[arg(long, env = "TICKETPING_USERS_URL", value_name = "URL")]
+    pub users_url: Option<url::Url>,
+    /// The performances role
+    #[arg(long, env = "TICKETPING_PERFORMANCES_URL", value_name = "URL")]
+    pub performances_url: Option<url::Url>,
+    /// The queue role
+    #[arg(long, env = "TICKETPING_QUEUE_URL", value_name = "URL")]
+    pub queue_url: Option<url::Url>,
+    /// The reservations role
+    #[arg(long, env = "TICKETPING_RESERVATIONS_URL", value_name = "URL")]
+    pub reservations_url: Option<url::Url>,
+    /// The payments role
+    #[arg(long, env = "TICKETPING_PAYMENTS_URL", value_name = "URL")]
+    pub payments_url: Option<url::Url>,
+}

@@ -1,0 +1,193 @@
+//! Puts roles together: what each needs is found or refused, slots connect
+//! those of one process, URLs those of others.
+
+use std::sync::{Arc, OnceLock};
+
+use axum::{Router, extract::FromRef, routing::get};
+use sqlx::{PgPool, migrate::Migrator};
+use utoipa::openapi::OpenApi;
+use utoipa_axum::router::OpenApiRouter;
+
+use super::{
+    args::{Args, Role},
+    gateway::RoleName,
+    ops::Check,
+    secrets::missing,
+};
+use crate::platform::{
+    auth::{Internal, InternalSecret, Signer},
+    db,
+    events::{Outbox, Subscription},
+    failure::Failure,
+    http::{Json, finish},
+    metrics::Metrics,
+    overview::OverviewSlice,
+    secret::Secret,
+    tasks::Tasks,
+    upstream::{HttpClient, Upstream, http_client},
+};
+
+/// The router of a role of this process, once it is built.
+pub(super) type Slot = Arc<OnceLock<Router>>;
+
+/// What is gathered while the roles of a process are built.
+pub(super) struct Build {
+    pub(super) args: Args,
+    pub(super) metrics: Metrics,
+    pub(super) tasks: Tasks,
+    pub(super) client: HttpClient,
+    pub(super) internal: InternalSecret,
+    pub(super) slots: Vec<(RoleName, Slot)>,
+    pub(super) outboxes: Vec<Outbox>,
+    pub(super) subscriptions: Vec<Subscription>,
+    pub(super) checks: Vec<(&'static str, Check)>,
+    /// Signs access tokens, where the users role is here.
+    pub(super) signer: Option<Signer>,
+    /// Where the Stripe sandbox of this process is; empty without one.
+    pub(super) stripe_url: String,
+    /// Its paths.
+    pub(super) sandbox: Option<Router>,
+}
+
+impl Build {
+    pub(super) fn new(args: Args, tasks: Tasks) -> Result<Self, Failure> {
+        // The sandbox talks to nobody: what stands here is never shown or accepted.
+        let internal = InternalSecret(match args.role {
+            Role::StripeSandbox => Secret::new(uuid::Uuid::new_v4().to_string()),
+            _ => args.secrets.internal()?,
+        });
+        let here: &[RoleName] = match args.role {
+            Role::All => &RoleName::ALL,
+            Role::Users => &[RoleName::Users],
+            Role::Performances => &[RoleName::Performances],
+            Role::Queue => &[RoleName::Queue],
+            Role::Reservations => &[RoleName::Reservations],
+            Role::Payments => &[RoleName::Payments],
+            Role::Gateway | Role::StripeSandbox => &[],
+        };
+        Ok(Self {
+            args,
+            metrics: Metrics::default(),
+            tasks,
+            client: http_client(),
+            internal,
+            slots: here.iter().map(|role| (*role, Slot::default())).collect(),
+            outboxes: Vec::new(),
+            subscriptions: Vec::new(),
+            checks: Vec::new(),
+            signer: None,
+            stripe_url: String::new(),
+            sandbox: None,
+        })
+    }
+
+    /// Whether `role` is built into this process.
+    pub(super) fn has(&self, role: RoleName) -> bool {
+        self.slots.iter().any(|(r, _)| *r == role)
+    }
+
+    /// How to reach `role`: its slot, or its URL.
+    pub(super) fn upstream(&self, role: RoleName) -> Result<Upstream, Failure> {
+        if let Some((_, slot)) = self.slots.iter().find(|(r, _)| *r == role) {
+            return Ok(Upstream::local(slot.clone(), self.internal.clone()));
+        }
+        let urls = &self.args.urls;
+        let (url, flag, env) = match role {
+            RoleName::Users => (&urls.users_url, "--users-url", "TICKETPING_USERS_URL"),
+            RoleName::Performances => (
+                &urls.performances_url,
+                "--performances-url",
+                "TICKETPING_PERFORMANCES_URL",
+            ),
+            RoleName::Queue => (&urls.queue_url, "--queue-url", "TICKETPING_QUEUE_URL"),
+            RoleName::Reservations => (
+                &urls.reservations_url,
+                "--reservations-url",
+                "TICKETPING_RESERVATIONS_URL",
+            ),
+            RoleName::Payments => (
+                &urls.payments_url,
+                "--payments-url",
+                "TICKETPING_PAYMENTS_URL",
+            ),
+        };
+        let url = url.as_ref().ok_or_else(|| missing(flag, env))?;
+        if url.scheme() != "http" || !url.has_host() {
+            return Err(Failure::Usage(format!(
+                "{flag} {url}: want http://host:port (roles talk on a private network)"
+            )));
+        }
+        Ok(Upstream::remote(
+            url.as_str(),
+            self.client.clone(),
+            self.internal.clone(),
+        ))
+    }
+
+    /// The pool of a role, its schema brought up to date.
+    pub(super) async fn pool(
+        &self,
+        schema: &'static str,
+        migrator: &Migrator,
+    ) -> Result<PgPool, Failure> {
+        let pool = db::pool(
+            self.args.stores.database()?,
+            schema,
+            self.args.stores.database_connections,
+        )
+        .map_err(Failure::Usage)?;
+        db::migrate(&pool, schema, migrator)
+            .await
+            .map_err(Failure::Failed)?;
+        Ok(pool)
+    }
+
+    /// Adds a role: its paths to its slot, its readiness to the probes.
+    pub(super) fn add(&mut self, role: RoleName, router: Router, check: Check) {
+        if let Some((_, slot)) = self.slots.iter().find(|(r, _)| *r == role) {
+            // Each role is built once, so the slot is empty.
+            let _already_set = slot.set(finish(router)).is_err();
+        }
+        self.checks.push((role.as_str(), check));
+    }
+
+    /// The one role of a process that runs one role.
+    pub(super) fn only(&self) -> Option<Router> {
+        self.slots.first().and_then(|(_, slot)| slot.get().cloned())
+    }
+}
+
+/// A readiness check from a state and the role's own function.
+pub(super) fn check<S, F, Fut>(state: &S, ready: F) -> Check
+where
+    S: Clone + Send + Sync + 'static,
+    F: Fn(S) -> Fut + Send + Sync + 'static,
+    Fut: Future<Output = Result<(), String>> + Send + 'static,
+{
+    let state = state.clone();
+    Arc::new(move || Box::pin(ready(state.clone())))
+}
+
+#[derive(Clone)]
+struct BareOverview(InternalSecret, &'static str);
+
+impl FromRef<BareOverview> for InternalSecret {
+    fn from_ref(state: &BareOverview) -> Self {
+        state.0.clone()
+    }
+}
+
+/// `/internal/v1/overview` of a role that has no figures: that it answers is all.
+pub(super) fn bare_overview(role: &'static str, secret: InternalSecret) -> Router {
+    let answer = |_: Internal, axum::extract::State(state): axum::extract::State<BareOverview>| {
+        std::future::ready(Json(OverviewSlice::of(state.1)))
+    };
+    Router::new()
+        .route("/internal/v1/overview", get(answer))
+        .with_state(BareOverview(secret, role))
+}
+
+/// Splits a role's router into its paths and their description.
+pub(super) fn split(router: OpenApiRouter) -> (Router, OpenApi) {
+    router.split_for_parts()
+}

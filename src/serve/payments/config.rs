@@ -1,0 +1,106 @@
+//! Settings of the payments role.
+
+use std::time::Duration;
+
+use crate::platform::secret::Secret;
+
+/// As given on the command line and in the environment; [`Config::settings`] completes it.
+#[derive(clap::Args, Clone, Debug)]
+#[group(skip)]
+#[command(next_help_heading = "Payments")]
+pub struct Config {
+    /// Where Stripe is. The embedded default is the sandbox of this same process.
+    #[arg(long, env = "STRIPE_URL", value_name = "URL")]
+    pub stripe_url: Option<String>,
+    /// Where a buyer's browser finds the sandbox's pay page. Without it: at STRIPE_URL, unless that is Stripe itself.
+    #[arg(long, env = "STRIPE_PAY_PAGE_URL", value_name = "URL")]
+    pub stripe_pay_page_url: Option<String>,
+    /// Stripe's secret key. Better given in the environment: a command line can be read by others.
+    #[arg(
+        long,
+        env = "STRIPE_SECRET_KEY",
+        value_name = "KEY",
+        hide_env_values = true
+    )]
+    pub stripe_secret_key: Option<Secret>,
+    /// Stripe's publishable key, handed to the buyer's page.
+    #[arg(long, env = "STRIPE_PUBLISHABLE_KEY", value_name = "KEY")]
+    pub stripe_publishable_key: Option<String>,
+    /// The signing secret of the webhook endpoint at Stripe.
+    #[arg(
+        long,
+        env = "STRIPE_WEBHOOK_SECRET",
+        value_name = "SECRET",
+        hide_env_values = true
+    )]
+    pub stripe_webhook_secret: Option<Secret>,
+    /// The secret before this one, accepted while it is being rotated.
+    #[arg(
+        long,
+        env = "STRIPE_WEBHOOK_SECRET_PREVIOUS",
+        value_name = "SECRET",
+        hide_env_values = true
+    )]
+    pub stripe_webhook_secret_previous: Option<Secret>,
+    /// How long a payment may stay open before Stripe is asked what became of it.
+    #[arg(long, env = "TICKETPING_PAYMENT_RECONCILE_AFTER", value_name = "DURATION", default_value = "60s", value_parser = humantime::parse_duration)]
+    pub payment_reconcile_after: Duration,
+}
+
+/// Complete settings.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    pub stripe_url: String,
+    /// The sandbox's, where the buyer's page cannot use Stripe's Payment Element.
+    pub pay_page_url: Option<String>,
+    pub secret_key: Secret,
+    pub publishable_key: String,
+    /// One, or two during rotation.
+    pub webhook_secrets: Vec<Secret>,
+    pub reconcile_after: Duration,
+}
+
+const STRIPE: &str = "https://api.stripe.com";
+
+impl Config {
+    /// # Errors
+    /// Which secret is missing: outside the embedded default none has a default.
+    pub fn settings(self) -> Result<Settings, String> {
+        let missing = |name: &str, what: &str| {
+            format!(
+                "{name} is not set; give {what} in the environment (or run `serve all` with nothing set to use the sandbox)"
+            )
+        };
+        let secret_key = self
+            .stripe_secret_key
+            .ok_or_else(|| missing("STRIPE_SECRET_KEY", "Stripe's secret key"))?;
+        let publishable_key = self
+            .stripe_publishable_key
+            .ok_or_else(|| missing("STRIPE_PUBLISHABLE_KEY", "Stripe's publishable key"))?;
+        let webhook_secret = self.stripe_webhook_secret.ok_or_else(|| {
+            missing(
+                "STRIPE_WEBHOOK_SECRET",
+                "the webhook endpoint's signing secret",
+            )
+        })?;
+        let webhook_secrets: Vec<Secret> = std::iter::once(webhook_secret)
+            .chain(self.stripe_webhook_secret_previous)
+            .filter(|secret| !secret.expose().is_empty())
+            .collect();
+        if webhook_secrets.is_empty() {
+            return Err("STRIPE_WEBHOOK_SECRET is empty; anybody could sign with that".to_owned());
+        }
+        let elsewhere = self
+            .stripe_url
+            .clone()
+            .filter(|url| !url.starts_with(STRIPE));
+        Ok(Settings {
+            pay_page_url: self.stripe_pay_page_url.or(elsewhere),
+            stripe_url: self.stripe_url.unwrap_or_else(|| STRIPE.to_owned()),
+            secret_key,
+            publishable_key,
+            webhook_secrets,
+            reconcile_after: self.payment_reconcile_after,
+        })
+    }
+}

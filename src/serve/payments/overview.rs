@@ -1,0 +1,105 @@
+//! This role's part of what operators see.
+
+use std::time::{Duration, Instant};
+
+use axum::extract::State;
+use sqlx::{FromRow, PgPool};
+use tokio::sync::Mutex;
+
+use super::Payments;
+use crate::platform::{
+    auth::Internal,
+    events::outbox,
+    http::Json,
+    overview::{Events, OverviewSlice, Payments as Figures, Store},
+    problem::Problem,
+};
+
+/// Totals walk the whole table, so they are counted this seldom; what is open has an index.
+const TOTALS_EVERY: Duration = Duration::from_secs(5);
+
+#[derive(Debug, Default)]
+pub(super) struct Totals(Mutex<Option<(Instant, Total)>>);
+
+#[derive(Debug, Clone, Copy, FromRow)]
+struct Total {
+    succeeded: i64,
+    refunded: i64,
+}
+
+#[derive(FromRow)]
+struct Open {
+    open: i64,
+    unknown: i64,
+    failed: i64,
+    refunds_pending: i64,
+    refunds_stuck: i64,
+    webhooks_pending: i64,
+    dead: i64,
+}
+
+impl Totals {
+    /// One count at a time, and not again while it is fresh.
+    async fn read(&self, pool: &PgPool) -> sqlx::Result<Total> {
+        let mut kept = self.0.lock().await;
+        if let Some((at, total)) = *kept
+            && at.elapsed() < TOTALS_EVERY
+        {
+            return Ok(total);
+        }
+        let total = sqlx::query_as(
+            "select count(*) filter (where state = 'SUCCEEDED') as succeeded,
+                    count(*) filter (where amount > 0 and refunded_amount >= amount) as refunded
+             from payments",
+        )
+        .fetch_one(pool)
+        .await?;
+        *kept = Some((Instant::now(), total));
+        Ok(total)
+    }
+}
+
+pub(super) async fn overview(
+    State(payments): State<Payments>,
+    _: Internal,
+) -> Result<Json<OverviewSlice>, Problem> {
+    let started = Instant::now();
+    let mut slice = OverviewSlice::of("payments");
+    let open: Open = sqlx::query_as(
+        "select count(*) filter (where state in ('REQUIRES_PAYMENT', 'FAILED', 'PROCESSING')) as open,
+                count(*) filter (where state = 'CREATING') as unknown,
+                count(*) filter (where state = 'FAILED') as failed,
+                (select count(*) from refunds where state <> 'SUCCEEDED') as refunds_pending,
+                (select count(*) from refunds where state <> 'SUCCEEDED' and alarmed_at is not null) as refunds_stuck,
+                (select count(*) from webhook_events where processed_at is null) as webhooks_pending,
+                (select count(*) from dead_letters where resolved_at is null) as dead
+         from payments where state in ('CREATING', 'REQUIRES_PAYMENT', 'FAILED', 'PROCESSING')",
+    )
+    .fetch_one(&payments.pool)
+    .await?;
+    slice.stores.push(Store {
+        name: "postgres".to_owned(),
+        latency_ms: Some(started.elapsed().as_secs_f64() * 1000.0),
+        ..Store::default()
+    });
+    let total = payments.totals.read(&payments.pool).await?;
+    let backlog = outbox::backlog(&mut *payments.pool.acquire().await?).await?;
+    let count = |n: i64| u64::try_from(n).unwrap_or(0);
+    slice.events = Some(Events {
+        outbox_pending: count(backlog.pending),
+        oldest_seconds: count(backlog.oldest_ms / 1000),
+        dlq: count(open.dead),
+        ..Events::default()
+    });
+    slice.payments = Some(Figures {
+        open: count(open.open),
+        unknown: count(open.unknown),
+        succeeded: count(total.succeeded),
+        failed: count(open.failed),
+        refunded: count(total.refunded),
+        refunds_pending: count(open.refunds_pending),
+        refunds_stuck: count(open.refunds_stuck),
+        webhooks_pending: count(open.webhooks_pending),
+    });
+    Ok(Json(slice))
+}

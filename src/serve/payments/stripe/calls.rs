@@ -1,0 +1,251 @@
+//! The few calls that payments need, reduced to what they say about money.
+
+use std::collections::HashMap;
+
+use stripe_client_core::{IdempotencyKey, RequestStrategy, StripeRequest};
+use stripe_core::payment_intent::{
+    CancelPaymentIntent, CancelPaymentIntentCancellationReason, CreatePaymentIntent,
+    CreatePaymentIntentAutomaticPaymentMethods, RetrievePaymentIntent,
+};
+use stripe_core::refund::{CreateRefund, ListRefund};
+use stripe_shared::{PaymentIntent, PaymentIntentStatus};
+use stripe_types::Currency;
+use uuid::Uuid;
+
+use super::super::machine::{Seen, from_stripe_amount, to_stripe_amount};
+use super::{Stripe, StripeFailure};
+
+/// Refunds of one payment that we look at; there are one or two.
+const REFUNDS_MAX: i64 = 100;
+/// Stripe cuts nothing off: longer values are refused.
+const METADATA_CHARS_MAX: usize = 480;
+
+/// What an intent is to be made of.
+#[derive(Clone, Debug)]
+pub struct NewIntent {
+    pub payment_id: Uuid,
+    pub order_id: Uuid,
+    pub user_id: Uuid,
+    pub performance_id: Option<Uuid>,
+    pub amount: i64,
+    pub currency: String,
+    pub description: String,
+    pub attempt: i32,
+}
+
+impl NewIntent {
+    /// The same for every try of this attempt, on whatever instance, after whatever crash.
+    fn key(&self) -> String {
+        if crate::mutant!("payments.random_stripe_key") {
+            return Uuid::new_v4().to_string();
+        }
+        format!("pi:{}:{}", self.payment_id, self.attempt)
+    }
+
+    fn metadata(&self) -> HashMap<String, String> {
+        let mut metadata = HashMap::from([
+            ("order_id".to_owned(), self.order_id.to_string()),
+            ("payment_id".to_owned(), self.payment_id.to_string()),
+            ("user_id".to_owned(), self.user_id.to_string()),
+        ]);
+        if let Some(id) = self.performance_id {
+            metadata.insert("performance_id".to_owned(), id.to_string());
+        }
+        metadata
+    }
+}
+
+/// An intent as a fresh look shows it.
+#[derive(Clone, Debug)]
+pub struct Intent {
+    pub id: String,
+    pub seen: Seen,
+    pub amount: i64,
+    pub amount_received: i64,
+    pub currency: String,
+    pub live: bool,
+    pub payment_id: Option<Uuid>,
+    pub client_secret: Option<String>,
+    pub failure_code: Option<String>,
+    pub failure_message: Option<String>,
+}
+
+impl From<PaymentIntent> for Intent {
+    fn from(intent: PaymentIntent) -> Self {
+        let error = intent.last_payment_error;
+        let seen = match intent.status {
+            PaymentIntentStatus::Succeeded => Seen::Paid,
+            PaymentIntentStatus::Canceled => Seen::Cancelled,
+            // We capture at once; where somebody holds one back at Stripe, the card is charged soon.
+            PaymentIntentStatus::Processing | PaymentIntentStatus::RequiresCapture => {
+                Seen::Processing
+            }
+            PaymentIntentStatus::RequiresPaymentMethod if error.is_some() => Seen::Declined,
+            PaymentIntentStatus::RequiresPaymentMethod
+            | PaymentIntentStatus::RequiresAction
+            | PaymentIntentStatus::RequiresConfirmation
+            | PaymentIntentStatus::Unknown(_) => Seen::Open,
+            _ => Seen::Open,
+        };
+        let currency = intent.currency.to_string();
+        let (failure_code, failure_message) = match (seen, error) {
+            (Seen::Declined, Some(error)) => {
+                let error = *error;
+                let code = error.code.map(|code| code.as_str().to_owned());
+                (error.decline_code.or(code), error.message)
+            }
+            _ => (None, None),
+        };
+        Self {
+            id: intent.id.to_string(),
+            seen,
+            amount: from_stripe_amount(intent.amount, &currency),
+            amount_received: from_stripe_amount(intent.amount_received, &currency),
+            live: intent.livemode,
+            payment_id: intent
+                .metadata
+                .get("payment_id")
+                .and_then(|id| id.parse().ok()),
+            client_secret: intent.client_secret,
+            failure_code,
+            failure_message,
+            currency,
+        }
+    }
+}
+
+/// What Stripe says of a refund.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum RefundState {
+    Pending,
+    Succeeded,
+    /// The bank sent it back, or it was cancelled: the buyer has nothing.
+    Failed,
+}
+
+/// A refund at Stripe, ours or made in its dashboard.
+#[derive(Clone, Debug)]
+pub struct StripeRefund {
+    pub id: String,
+    pub amount: i64,
+    pub state: RefundState,
+    pub failure_reason: Option<String>,
+    /// Our own id of it and its attempt, where it is ours.
+    pub refund_id: Option<Uuid>,
+    pub attempt: Option<i32>,
+}
+
+impl From<stripe_shared::Refund> for StripeRefund {
+    fn from(refund: stripe_shared::Refund) -> Self {
+        let currency = refund.currency.to_string();
+        let metadata = refund.metadata.unwrap_or_default();
+        Self {
+            id: refund.id.to_string(),
+            amount: from_stripe_amount(refund.amount, &currency),
+            state: match refund.status.as_deref() {
+                Some("succeeded") => RefundState::Succeeded,
+                Some("failed" | "canceled") => RefundState::Failed,
+                _ => RefundState::Pending,
+            },
+            failure_reason: refund.failure_reason,
+            refund_id: metadata.get("refund_id").and_then(|id| id.parse().ok()),
+            attempt: metadata.get("attempt").and_then(|n| n.parse().ok()),
+        }
+    }
+}
+
+fn keyed(key: &str) -> RequestStrategy {
+    RequestStrategy::Idempotent(IdempotencyKey::new(key).expect("our keys are short and not empty"))
+}
+
+impl Stripe {
+    /// Makes the intent of this attempt, or finds the one that it made before.
+    pub async fn create_intent(&self, new: &NewIntent) -> Result<Intent, StripeFailure> {
+        let currency: Currency = match new.currency.parse() {
+            Ok(currency) => currency,
+            Err(never) => match never {},
+        };
+        let mut description = new.description.clone();
+        description.truncate(description.floor_char_boundary(METADATA_CHARS_MAX));
+        let request =
+            CreatePaymentIntent::new(to_stripe_amount(new.amount, &new.currency), currency)
+                .automatic_payment_methods(CreatePaymentIntentAutomaticPaymentMethods::new(true))
+                .description(description)
+                .metadata(new.metadata());
+        let key = new.key();
+        self.retrying(|| request.customize().request_strategy(keyed(&key)).send(self))
+            .await
+            .map(Intent::from)
+    }
+
+    pub async fn intent(&self, id: &str) -> Result<Intent, StripeFailure> {
+        let request = RetrievePaymentIntent::new(id);
+        self.retrying(|| {
+            request
+                .customize()
+                .request_strategy(RequestStrategy::Once)
+                .send(self)
+        })
+        .await
+        .map(Intent::from)
+    }
+
+    /// Cancels the intent, and says what it is afterwards. Carries no key: under one, Stripe
+    /// would repeat an old "it is processing" for ever, and cancelling twice harms nothing.
+    pub async fn cancel_intent(&self, id: &str) -> Result<Intent, StripeFailure> {
+        let request = CancelPaymentIntent::new(id)
+            .cancellation_reason(CancelPaymentIntentCancellationReason::Abandoned);
+        let cancelled = self
+            .retrying(|| {
+                request
+                    .customize()
+                    .request_strategy(RequestStrategy::Once)
+                    .send(self)
+            })
+            .await;
+        match cancelled {
+            Ok(intent) => Ok(intent.into()),
+            // It is cancelled, paid or being paid already: see which.
+            Err(StripeFailure::Refused { .. }) => self.intent(id).await,
+            Err(unknown) => Err(unknown),
+        }
+    }
+
+    /// Sends money back, under the key of this attempt.
+    pub async fn refund(
+        &self,
+        refund_id: Uuid,
+        attempt: i32,
+        intent_id: &str,
+        amount: i64,
+        currency: &str,
+    ) -> Result<StripeRefund, StripeFailure> {
+        let request = CreateRefund::new()
+            .payment_intent(intent_id)
+            .amount(to_stripe_amount(amount, currency))
+            .metadata(HashMap::from([
+                ("refund_id".to_owned(), refund_id.to_string()),
+                ("attempt".to_owned(), attempt.to_string()),
+            ]));
+        let key = format!("re:{refund_id}:{attempt}");
+        self.retrying(|| request.customize().request_strategy(keyed(&key)).send(self))
+            .await
+            .map(StripeRefund::from)
+    }
+
+    /// Every refund of this intent, whoever made it.
+    pub async fn refunds(&self, intent_id: &str) -> Result<Vec<StripeRefund>, StripeFailure> {
+        let request = ListRefund::new()
+            .payment_intent(intent_id)
+            .limit(REFUNDS_MAX);
+        let list = self
+            .retrying(|| {
+                request
+                    .customize()
+                    .request_strategy(RequestStrategy::Once)
+                    .send(self)
+            })
+            .await?;
+        Ok(list.data.into_iter().map(StripeRefund::from).collect())
+    }
+}

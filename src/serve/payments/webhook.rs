@@ -1,0 +1,236 @@
+//! Stripe's webhooks: kept first, answered, then acted on apart.
+//!
+//! An event is a reason to look, never the news itself: what counts is the intent as a fresh
+//! read shows it, so that lost order, duplicates and versions that we do not know harm nothing.
+
+use std::time::Duration;
+
+use serde_json::Value;
+use sqlx::{FromRow, PgPool};
+
+use super::store::{self, Payment};
+use super::stripe::StripeFailure;
+use super::{Error, Payments};
+use crate::platform::events::NewEvent;
+use serde_json::json;
+
+/// An event whose object Stripe itself does not know is given up after so many tries.
+const REFUSED_TRIES_MAX: i32 = 8;
+const AGAIN_MAX: Duration = Duration::from_secs(60);
+
+/// An event as kept.
+#[derive(Clone, Debug, FromRow)]
+pub(super) struct Kept {
+    pub id: String,
+    #[sqlx(rename = "type")]
+    pub kind: String,
+    pub payload: String,
+    pub tries: i32,
+}
+
+/// Keeps a verified event; one that came before is the same row.
+pub(super) async fn keep(pool: &PgPool, body: &[u8]) -> Result<(), Error> {
+    let event: Value = serde_json::from_slice(body).map_err(|_| Error::BadWebhook("not JSON"))?;
+    let (Some(id), Some(kind)) = (event["id"].as_str(), event["type"].as_str()) else {
+        return Err(Error::BadWebhook("no event"));
+    };
+    crate::failpoint!("payments.before_webhook_insert");
+    if crate::mutant!("payments.ack_before_insert") {
+        let (pool, id, kind, text) = (
+            pool.clone(),
+            id.to_owned(),
+            kind.to_owned(),
+            String::from_utf8_lossy(body).into_owned(),
+        );
+        tokio::spawn(async move {
+            tokio::time::sleep(Duration::from_millis(500)).await;
+            insert(&pool, &id, &kind, &text).await
+        });
+        return Ok(());
+    }
+    insert(pool, id, kind, &String::from_utf8_lossy(body)).await?;
+    crate::failpoint!("payments.after_webhook_insert");
+    Ok(())
+}
+
+async fn insert(pool: &PgPool, id: &str, kind: &str, body: &str) -> sqlx::Result<()> {
+    sqlx::query(
+        "insert into webhook_events (id, type, payload) values ($1, $2, $3)
+         on conflict (id) do nothing",
+    )
+    .bind(id)
+    .bind(kind)
+    .bind(body.replace('\0', "\u{fffd}"))
+    .execute(pool)
+    .await?;
+    Ok(())
+}
+
+pub(super) async fn claim_due(pool: &PgPool, limit: i64, lease_s: f64) -> sqlx::Result<Vec<Kept>> {
+    sqlx::query_as(
+        "update webhook_events set next_try_at = now() + make_interval(secs => $2), tries = tries + 1
+         where id in (select id from webhook_events where processed_at is null and next_try_at <= now()
+                      order by next_try_at limit $1 for update skip locked)
+         returning id, type, payload, tries",
+    )
+    .bind(limit)
+    .bind(lease_s)
+    .fetch_all(pool)
+    .await
+}
+
+/// Removes events that Stripe cannot send again (it repeats them for 3 days).
+pub(super) async fn purge(pool: &PgPool) -> sqlx::Result<u64> {
+    let done = sqlx::query(
+        "delete from webhook_events where id in (
+             select id from webhook_events
+             where processed_at < now() - interval '14 days' limit 1000)",
+    )
+    .execute(pool)
+    .await?;
+    Ok(done.rows_affected())
+}
+
+impl Payments {
+    pub(super) async fn process_webhook(&self, kept: Kept) -> sqlx::Result<()> {
+        let outcome = match self.act_on(&kept).await {
+            Ok(outcome) => outcome,
+            Err(Error::Stripe(StripeFailure::Refused { status, code, .. }))
+                if kept.tries >= REFUSED_TRIES_MAX =>
+            {
+                tracing::error!(webhook.id = kept.id, status, code, "webhook given up");
+                "REFUSED"
+            }
+            Err(error) => {
+                let wait = Duration::from_secs(1 << kept.tries.clamp(0, 6)).min(AGAIN_MAX);
+                tracing::warn!(webhook.id = kept.id, error = ?error, "webhook waits");
+                sqlx::query(
+                    "update webhook_events set next_try_at = now() + make_interval(secs => $2)
+                     where id = $1",
+                )
+                .bind(&kept.id)
+                .bind(wait.as_secs_f64())
+                .execute(&self.pool)
+                .await?;
+                return Ok(());
+            }
+        };
+        sqlx::query("update webhook_events set processed_at = now(), outcome = $2 where id = $1")
+            .bind(&kept.id)
+            .bind(outcome)
+            .execute(&self.pool)
+            .await?;
+        Ok(())
+    }
+
+    async fn act_on(&self, kept: &Kept) -> Result<&'static str, Error> {
+        let event: Value =
+            serde_json::from_str(&kept.payload).map_err(|_| Error::BadWebhook("not JSON"))?;
+        if event["livemode"]
+            .as_bool()
+            .is_some_and(|live| live != self.stripe.live())
+        {
+            tracing::warn!(webhook.id = kept.id, "webhook of the other mode ignored");
+            return Ok("OTHER_MODE");
+        }
+        let object = &event["data"]["object"];
+        let family = kept.kind.split('.').next().unwrap_or_default();
+        let intent_id = match family {
+            "payment_intent" => object["id"].as_str(),
+            // Also `charge.dispute.*`. An expanded intent is an object with an id.
+            "charge" | "refund" => object["payment_intent"]
+                .as_str()
+                .or_else(|| object["payment_intent"]["id"].as_str()),
+            _ => return Ok("NOT_OURS"),
+        };
+        let Some(intent_id) = intent_id else {
+            return Ok("NO_INTENT");
+        };
+        let Some(payment) = self.owner_of(intent_id).await? else {
+            return Ok("NOT_OURS");
+        };
+        if kept.kind.starts_with("charge.dispute.") {
+            self.disputed(kept, &payment, object).await?;
+            return Ok("DISPUTED");
+        }
+        if family == "refund" || kept.kind.starts_with("charge.refund") {
+            self.sync_refunds(&payment).await?;
+            self.hurry_refund(&payment).await?;
+            return Ok("REFUNDS");
+        }
+        Ok("DONE")
+    }
+
+    /// The payment of this intent, brought up to date. An intent that we never noted names its
+    /// payment itself: we died between Stripe's answer and our commit.
+    async fn owner_of(&self, intent_id: &str) -> Result<Option<Payment>, Error> {
+        let known = store::by_intent(&self.pool, intent_id).await?;
+        if let Some(known) = &known
+            && !known.state().is_open()
+            && !known.cleanup
+        {
+            return Ok(Some(known.clone()));
+        }
+        let intent = self.stripe.intent(intent_id).await.map_err(Error::Stripe)?;
+        let payment = match (known, intent.payment_id) {
+            (Some(known), _) => known,
+            (None, Some(id)) => {
+                let named = store::by_id(&mut *self.pool.acquire().await?, id).await?;
+                let Some(named) = named else { return Ok(None) };
+                named
+            }
+            (None, None) => return Ok(None),
+        };
+        Ok(Some(self.settle(&payment, &intent).await?))
+    }
+
+    /// A dispute takes the money back without asking us; a person must answer it at Stripe.
+    async fn disputed(&self, kept: &Kept, payment: &Payment, dispute: &Value) -> Result<(), Error> {
+        let status = dispute["status"].as_str().unwrap_or("unknown");
+        let detail = format!(
+            "{} {}: {} ({status})",
+            kept.kind,
+            dispute["id"].as_str().unwrap_or("?"),
+            dispute["reason"].as_str().unwrap_or("no reason given"),
+        );
+        let mut tx = self.pool.begin().await?;
+        if !store::alarm(&mut tx, "DISPUTE", payment, &detail).await? {
+            return Ok(());
+        }
+        sqlx::query("update payments set disputed_at = coalesce(disputed_at, now()) where id = $1")
+            .bind(payment.id)
+            .execute(&mut *tx)
+            .await?;
+        let event = NewEvent::new(
+            "payment.disputed",
+            payment.order_id,
+            &json!({
+                "paymentId": payment.id,
+                "orderId": payment.order_id,
+                "disputeId": dispute["id"],
+                "status": status,
+                "reason": dispute["reason"],
+                "amount": dispute["amount"],
+            }),
+        );
+        store::say(&mut tx, &event).await?;
+        tx.commit().await?;
+        self.counters.alarms.inc();
+        self.signal.wake();
+        Ok(())
+    }
+
+    /// A pending refund of ours may just have ended, well or badly: look now.
+    async fn hurry_refund(&self, payment: &Payment) -> sqlx::Result<()> {
+        let hurried = sqlx::query(
+            "update refunds set next_try_at = now() where payment_id = $1 and state = 'PENDING'",
+        )
+        .bind(payment.id)
+        .execute(&self.pool)
+        .await?;
+        if hurried.rows_affected() > 0 {
+            self.worker.notify_one();
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,187 @@
+//! What is done apart from requests: webhooks that were kept, refunds that are due, and looks
+//! at what has been open for too long. Work is claimed for a while in Postgres, so that any
+//! number of instances share it and a dead one's work comes back.
+
+use std::time::Duration;
+
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+
+use super::machine::PaymentState;
+use super::refunds::{self, Refund};
+use super::store::{self, Payment};
+use super::webhook::{self, Kept};
+use super::{Error, Payments};
+
+/// The net under lost wake-ups; also how late a due look may be.
+const POLL: Duration = Duration::from_secs(1);
+/// Longer than any try takes (two calls to Stripe, each tried twice).
+const LEASE_S: f64 = 30.0;
+/// At once: each holds a connection now and then, and Stripe allows about a hundred calls a second.
+const AT_ONCE: usize = 8;
+/// How long a stopping worker lets tries end; what is cut off comes back with its lease.
+const DRAIN: Duration = Duration::from_secs(5);
+/// Stripe forgets keys after 24 h: an attempt so old can no longer be repeated.
+const KEY_TRUSTED_H: i64 = 20;
+
+enum Work {
+    Webhook(Kept),
+    Refund(Refund),
+    Look(Payment),
+}
+
+pub(super) async fn run(payments: Payments, stop: CancellationToken) {
+    let mut running = JoinSet::new();
+    loop {
+        while running.try_join_next().is_some() {}
+        let mut full = false;
+        match claim(&payments, AT_ONCE.saturating_sub(running.len())).await {
+            Ok(work) => {
+                full = !work.is_empty();
+                for one in work {
+                    let payments = payments.clone();
+                    running.spawn(async move { payments.work(one).await });
+                }
+            }
+            Err(error) => tracing::debug!(%error, "payments cannot read their work now"),
+        }
+        if full && running.len() < AT_ONCE {
+            continue;
+        }
+        tokio::select! {
+            () = stop.cancelled() => break,
+            () = payments.worker.notified() => {}
+            Some(_) = running.join_next(), if !running.is_empty() => {}
+            () = tokio::time::sleep(POLL) => {}
+        }
+    }
+    let drained = async { while running.join_next().await.is_some() {} };
+    let _ = tokio::time::timeout(DRAIN, drained).await;
+}
+
+/// Webhooks first: a buyer is waiting.
+async fn claim(payments: &Payments, room: usize) -> sqlx::Result<Vec<Work>> {
+    let mut work = Vec::new();
+    let left = |work: &Vec<Work>| i64::try_from(room - work.len()).unwrap_or(0);
+    if room == 0 {
+        return Ok(work);
+    }
+    let pool = &payments.pool;
+    work.extend(
+        webhook::claim_due(pool, left(&work), LEASE_S)
+            .await?
+            .into_iter()
+            .map(Work::Webhook),
+    );
+    if left(&work) > 0 {
+        work.extend(
+            refunds::claim_due(pool, left(&work), LEASE_S)
+                .await?
+                .into_iter()
+                .map(Work::Refund),
+        );
+    }
+    if left(&work) > 0 {
+        work.extend(
+            store::claim_due(pool, left(&work), LEASE_S)
+                .await?
+                .into_iter()
+                .map(Work::Look),
+        );
+    }
+    Ok(work)
+}
+
+impl Payments {
+    async fn work(&self, work: Work) {
+        let result = match work {
+            Work::Webhook(kept) => self.process_webhook(kept).await.map_err(Error::from),
+            Work::Refund(refund) => self.try_refund(&refund).await,
+            Work::Look(payment) => self.look_again(&payment).await,
+        };
+        if let Err(error) = result {
+            tracing::warn!(?error, "payment work comes back later");
+        }
+    }
+
+    /// Settles what is still open after a while, and ends what is to be cancelled.
+    async fn look_again(&self, payment: &Payment) -> Result<(), Error> {
+        let looked = self.look_once(payment).await;
+        let pause = pause(payment, self.config.reconcile_after);
+        store::check_again_in(&self.pool, payment.id, pause.as_secs_f64()).await?;
+        looked
+    }
+
+    async fn look_once(&self, payment: &Payment) -> Result<(), Error> {
+        if payment.cleanup {
+            return self.clean_up(payment).await;
+        }
+        match payment.state() {
+            PaymentState::Creating if expired_key(payment) => self.give_up_attempt(payment).await,
+            PaymentState::Creating => match self.make_intent(payment).await {
+                Ok(_) | Err(Error::HoldExpired) => Ok(()),
+                Err(error) => Err(error),
+            },
+            PaymentState::RequiresPayment | PaymentState::Failed | PaymentState::Processing => {
+                if payment.cancel_requested_at.is_some() {
+                    self.cancel_at_stripe(payment).await?;
+                } else if let Some(intent_id) = &payment.intent_id {
+                    let intent = self.stripe.intent(intent_id).await.map_err(Error::Stripe)?;
+                    self.settle(payment, &intent).await?;
+                }
+                Ok(())
+            }
+            PaymentState::Succeeded | PaymentState::Cancelled => Ok(()),
+        }
+    }
+
+    /// Cancels what may be left at Stripe of a payment given up before its result was noted.
+    async fn clean_up(&self, payment: &Payment) -> Result<(), Error> {
+        let intent = match &payment.intent_id {
+            Some(id) => self.stripe.cancel_intent(id).await.map_err(Error::Stripe)?,
+            None if expired_key(payment) => {
+                store::cleaned(&self.pool, payment.id).await?;
+                return Ok(());
+            }
+            // Repeating the attempt finds what it made; nobody else can.
+            None => {
+                let made = self.stripe.create_intent(&payment.new_intent()).await;
+                let made = made.map_err(Error::Stripe)?;
+                self.stripe
+                    .cancel_intent(&made.id)
+                    .await
+                    .map_err(Error::Stripe)?
+            }
+        };
+        let after = self.settle(payment, &intent).await?;
+        if after.state() == PaymentState::Cancelled
+            && intent.seen == super::machine::Seen::Cancelled
+        {
+            store::cleaned(&self.pool, payment.id).await?;
+        }
+        Ok(())
+    }
+
+    /// An attempt whose key Stripe has forgotten cannot be repeated, and need not be: nobody was
+    /// given its secret.
+    async fn give_up_attempt(&self, payment: &Payment) -> Result<(), Error> {
+        self.cancel_now(payment.order_id).await?;
+        Ok(())
+    }
+}
+
+fn expired_key(payment: &Payment) -> bool {
+    chrono::Utc::now() - payment.attempted_at > chrono::Duration::hours(KEY_TRUSTED_H)
+}
+
+/// Soon where an order waits to be closed; else ever more seldom.
+fn pause(payment: &Payment, first: Duration) -> Duration {
+    let doubling = 2_u32.pow(payment.checks.clamp(0, 8).unsigned_abs());
+    if payment.cancel_requested_at.is_some() || payment.cleanup {
+        (Duration::from_millis(500) * doubling).min(Duration::from_secs(30))
+    } else {
+        (first * doubling.div_ceil(2))
+            .min(Duration::from_secs(1_800))
+            .max(first)
+    }
+}

@@ -1,0 +1,65 @@
+//! Performances: halls, what is shown in them and when, every seat and its price, and how
+//! many are sold.
+//!
+//! Owns the schema `performances`. Guarantees: what is read is at most a second old, and
+//! a flood of readers costs PostgreSQL next to nothing; an order counts at most once, however often and in
+//! whatever order its events come. Never says which seat is free: reservations do.
+
+mod board;
+mod events;
+mod http;
+mod overview;
+mod store;
+
+use axum::extract::FromRef;
+use sqlx::{PgPool, migrate::Migrator};
+
+use self::board::Board;
+pub use self::http::{router, routes};
+use crate::platform::{auth::InternalSecret, events::Subscription};
+
+/// The schema of this role.
+pub const SCHEMA: &str = "performances";
+/// Its migrations.
+pub static MIGRATOR: Migrator = sqlx::migrate!("migrations/performances");
+
+/// The state of this role. Cheap to clone.
+#[derive(Clone)]
+pub struct Performances {
+    pool: PgPool,
+    board: Board,
+    secret: InternalSecret,
+}
+
+impl FromRef<Performances> for InternalSecret {
+    fn from_ref(state: &Performances) -> Self {
+        state.secret.clone()
+    }
+}
+
+impl Performances {
+    /// The role on `pool` (schema [`SCHEMA`], migrated).
+    pub fn new(pool: PgPool, secret: InternalSecret) -> Self {
+        Self {
+            pool,
+            board: Board::default(),
+            secret,
+        }
+    }
+}
+
+/// What this role listens to.
+pub fn subscriptions(state: &Performances) -> Vec<Subscription> {
+    events::subscriptions(&state.pool)
+}
+
+/// Whether this role can answer.
+///
+/// # Errors
+/// What is away.
+pub async fn ready(state: &Performances) -> Result<(), String> {
+    match sqlx::query("select 1").execute(&state.pool).await {
+        Ok(_) => Ok(()),
+        Err(error) => Err(format!("PostgreSQL (performances): {error}")),
+    }
+}

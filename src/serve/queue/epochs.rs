@@ -1,0 +1,237 @@
+//! What a loss of Redis must not lose: epochs, number ceilings, ended turns, draws.
+
+use std::collections::HashSet;
+
+use sha2::{Digest, Sha256};
+use sqlx::PgPool;
+use uuid::Uuid;
+
+/// Numbers are reserved in blocks of this many: at 20,000 entries a second still one
+/// write in three seconds. A new epoch skips what is left of a block.
+pub const BLOCK: i64 = 65_536;
+
+/// One performance's row.
+#[derive(Clone, Debug, PartialEq, Eq, sqlx::FromRow)]
+pub struct Epoch {
+    /// Which life of the Redis state it is.
+    pub epoch: i32,
+    /// Its numbers start above this.
+    pub base: i64,
+    /// Its numbers end here.
+    pub ceiling: i64,
+    /// Noted as served.
+    pub served: i64,
+    /// Noted as issued.
+    pub last: i64,
+    /// What the epochs before had served.
+    pub lost_served: i64,
+    /// Places ended together.
+    pub cut_lo: Option<i64>,
+    /// To this number.
+    pub cut_hi: Option<i64>,
+}
+
+/// The row of `performance`, if it ever had a queue.
+pub async fn load(pool: &PgPool, performance: Uuid) -> sqlx::Result<Option<Epoch>> {
+    sqlx::query_as(
+        "select epoch, base, ceiling, served, last, lost_served, cut_lo, cut_hi from epochs where performance_id = $1",
+    )
+    .bind(performance)
+    .fetch_optional(pool)
+    .await
+}
+
+/// Opens the epoch after `seen` (None: the first), by compare-and-set; `served`
+/// is the highest number the caller knows to have been served. None: another
+/// instance was faster.
+pub async fn open(
+    pool: &PgPool,
+    performance: Uuid,
+    seen: Option<i32>,
+    served: i64,
+) -> sqlx::Result<Option<Epoch>> {
+    let Some(seen) = seen else {
+        return sqlx::query_as(
+            "insert into epochs (performance_id, epoch, base, ceiling) values ($1, 1, 0, $2)
+             on conflict do nothing
+             returning epoch, base, ceiling, served, last, lost_served, cut_lo, cut_hi",
+        )
+        .bind(performance)
+        .bind(BLOCK)
+        .fetch_optional(pool)
+        .await;
+    };
+    sqlx::query_as(
+        "update epochs set epoch = epoch + 1, base = ceiling, ceiling = ceiling + $3,
+            served = greatest(served, $4), lost_served = greatest(served, $4),
+            opened_at = now(), live_at = now()
+         where performance_id = $1 and epoch = $2
+         returning epoch, base, ceiling, served, last, lost_served, cut_lo, cut_hi",
+    )
+    .bind(performance)
+    .bind(seen)
+    .bind(BLOCK)
+    .bind(served)
+    .fetch_optional(pool)
+    .await
+}
+
+/// Reserves the next block of numbers, if the ceiling is still `ceiling`; returns
+/// the ceiling that holds now, None when the epoch is over.
+pub async fn reserve(
+    pool: &PgPool,
+    performance: Uuid,
+    epoch: i32,
+    ceiling: i64,
+) -> sqlx::Result<Option<i64>> {
+    sqlx::query_scalar(
+        "update epochs set ceiling = case when ceiling <= $3 then $3 + $4 else ceiling end
+         where performance_id = $1 and epoch = $2 returning ceiling",
+    )
+    .bind(performance)
+    .bind(epoch)
+    .bind(ceiling)
+    .bind(BLOCK)
+    .fetch_optional(pool)
+    .await
+}
+
+/// Notes how far an epoch has come.
+pub async fn note(
+    pool: &PgPool,
+    performance: Uuid,
+    epoch: i32,
+    served: i64,
+    last: i64,
+    cut: Option<(i64, i64)>,
+) -> sqlx::Result<()> {
+    sqlx::query(
+        "update epochs set served = greatest(served, $3), last = greatest(last, $4),
+            cut_lo = coalesce($5, cut_lo), cut_hi = coalesce($6, cut_hi), live_at = now()
+         where performance_id = $1 and epoch = $2",
+    )
+    .bind(performance)
+    .bind(epoch)
+    .bind(served)
+    .bind(last)
+    .bind(cut.map(|c| c.0))
+    .bind(cut.map(|c| c.1))
+    .execute(pool)
+    .await
+    .map(drop)
+}
+
+/// Performances whose queue had people in it within the last hours, so that a
+/// restarted instance sweeps them before anybody asks.
+pub async fn live(pool: &PgPool) -> sqlx::Result<Vec<Uuid>> {
+    sqlx::query_scalar(
+        "select performance_id from epochs where live_at > now() - interval '6 hours' order by live_at desc limit 1000",
+    )
+    .fetch_all(pool)
+    .await
+}
+
+/// A turn that is over.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Ended {
+    /// Its number.
+    pub number: i64,
+    /// Whose it was.
+    pub user: Uuid,
+    /// `NO_SHOW`, `LAPSED`, `COMPLETED` or `LEFT`.
+    pub reason: &'static str,
+}
+
+/// Notes turns that are over; noting one twice keeps the first reason.
+pub async fn note_ended(
+    executor: impl sqlx::PgExecutor<'_>,
+    performance: Uuid,
+    ended: &[Ended],
+) -> sqlx::Result<()> {
+    let numbers: Vec<i64> = ended.iter().map(|e| e.number).collect();
+    let users: Vec<Uuid> = ended.iter().map(|e| e.user).collect();
+    let reasons: Vec<&str> = ended.iter().map(|e| e.reason).collect();
+    sqlx::query(
+        "insert into ended_turns (performance_id, number, user_id, reason)
+         select $1, number, user_id, reason from unnest($2::bigint[], $3::uuid[], $4::text[]) as t (number, user_id, reason)
+         on conflict do nothing",
+    )
+    .bind(performance)
+    .bind(numbers)
+    .bind(users)
+    .bind(reasons)
+    .execute(executor)
+    .await
+    .map(drop)
+}
+
+/// Which of `numbers` belong to turns that are over.
+pub async fn ended_among(
+    pool: &PgPool,
+    performance: Uuid,
+    numbers: &[i64],
+) -> sqlx::Result<HashSet<i64>> {
+    let rows: Vec<i64> = sqlx::query_scalar(
+        "select number from ended_turns where performance_id = $1 and number = any($2)",
+    )
+    .bind(performance)
+    .bind(numbers)
+    .fetch_all(pool)
+    .await?;
+    Ok(rows.into_iter().collect())
+}
+
+/// Turns that ended lately: what a Redis that lags may not know yet.
+pub async fn ended_lately(pool: &PgPool, performance: Uuid) -> sqlx::Result<Vec<(Uuid, i64)>> {
+    sqlx::query_as(
+        "select user_id, number from ended_turns
+         where performance_id = $1 and ended_at > now() - interval '1 hour'",
+    )
+    .bind(performance)
+    .fetch_all(pool)
+    .await
+}
+
+/// A performance's draw.
+#[derive(Clone, Debug, PartialEq, Eq, sqlx::FromRow)]
+pub struct Draw {
+    /// Secret until the opening.
+    pub seed: Vec<u8>,
+    /// Numbers `first + 1 ..= first + count` were drawn; set once published.
+    pub first: Option<i64>,
+    /// How many.
+    pub count: Option<i64>,
+}
+
+impl Draw {
+    /// SHA-256 of the seed, public as soon as the pre-queue opens.
+    pub fn commitment(&self) -> String {
+        hex::encode(Sha256::digest(&self.seed))
+    }
+}
+
+/// The draw of `performance`; its seed is chosen by the first who asks.
+pub async fn draw(pool: &PgPool, performance: Uuid) -> sqlx::Result<Draw> {
+    sqlx::query("insert into draws (performance_id, seed) values ($1, $2) on conflict do nothing")
+        .bind(performance)
+        .bind(rand::random::<[u8; 32]>().as_slice())
+        .execute(pool)
+        .await?;
+    sqlx::query_as("select seed, first, count from draws where performance_id = $1")
+        .bind(performance)
+        .fetch_one(pool)
+        .await
+}
+
+/// The registrations are frozen: these numbers are drawn with the seed.
+pub async fn reveal(pool: &PgPool, performance: Uuid, first: i64, count: i64) -> sqlx::Result<()> {
+    sqlx::query(
+        "update draws set first = $2, count = $3, revealed_at = now() where performance_id = $1 and first is null",
+    )
+    .bind(performance)
+    .bind(first)
+    .bind(count)
+    .execute(pool)
+    .await
+    .map(drop)
+}

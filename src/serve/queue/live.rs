@@ -1,0 +1,221 @@
+//! One queue as an instance sees it: its room in Redis, the newest snapshot, and
+//! the requests that wait to go with the next call.
+
+use std::sync::{
+    Arc, Mutex,
+    atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering::Relaxed},
+};
+
+use arc_swap::ArcSwap;
+use bytes::Bytes;
+use serde::Deserialize;
+use tokio::sync::watch;
+use uuid::Uuid;
+
+use super::{
+    batch::Batcher,
+    epochs::Draw,
+    error::{Error, ms},
+    scripts::{Outcome, Return, Room, Seen},
+    settings::Settings,
+    snapshot::{Ranks, RateMeter, Snapshot},
+};
+use crate::platform::place::Place;
+
+/// Who asked for a queue keeps it fresh for this long.
+const ASKED_MS: u64 = 60_000;
+
+/// What performances tell of a performance.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Facts {
+    /// When booking opens.
+    pub booking_opens_at: Option<chrono::DateTime<chrono::Utc>>,
+    /// When it closes.
+    pub booking_closes_at: Option<chrono::DateTime<chrono::Utc>>,
+    /// Seats of all its schedules.
+    pub total_seats: i64,
+}
+
+/// Settings and facts, together in force.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Rules {
+    /// Ours.
+    pub settings: Settings,
+    /// Theirs.
+    pub facts: Facts,
+}
+
+impl Rules {
+    /// Fields of the meta hash.
+    pub fn fields(&self) -> Vec<(&'static str, String)> {
+        let time = |t| match ms(t) {
+            -1 => String::new(),
+            at => at.to_string(),
+        };
+        let mut fields = self.settings.fields();
+        fields.push(("opensAt", time(self.facts.booking_opens_at)));
+        fields.push(("closesAt", time(self.facts.booking_closes_at)));
+        fields
+    }
+}
+
+/// What goes with a batch of returns: the token's place, as it was proved.
+pub type Returning = Place;
+/// The answer to one person of a batch.
+pub type Answer = Result<Outcome, Error>;
+
+/// A tick never runs twice at once; a wish during one is granted after it.
+#[derive(Debug, Default)]
+pub struct OneAtATime {
+    running: AtomicBool,
+    again: AtomicBool,
+}
+
+impl OneAtATime {
+    /// True: run now. False: it runs already, and will run once more.
+    pub fn begin(&self) -> bool {
+        self.again.store(true, Relaxed);
+        !self.running.swap(true, std::sync::atomic::Ordering::AcqRel)
+    }
+
+    /// Before each round: forget wishes so far.
+    pub fn round(&self) {
+        self.again.store(false, Relaxed);
+    }
+
+    /// After a round: true when there is another.
+    pub fn more(&self) -> bool {
+        if self.again.load(Relaxed) {
+            return true;
+        }
+        self.running
+            .store(false, std::sync::atomic::Ordering::Release);
+        // A wish that fell between the two lines above must not be lost.
+        self.again.load(Relaxed) && !self.running.swap(true, std::sync::atomic::Ordering::AcqRel)
+    }
+}
+
+/// One queue of this instance.
+pub struct Live {
+    /// The performance.
+    pub id: Uuid,
+    /// Its state in Redis.
+    pub room: Room,
+    /// What is in force, as this instance knows it.
+    pub rules: ArcSwap<Rules>,
+    /// The newest reading.
+    pub snapshot: ArcSwap<Snapshot>,
+    /// The draw, where there is a pre-queue.
+    pub draw: ArcSwap<Option<Draw>>,
+    /// Ranks of the newest reading.
+    pub ranks: Mutex<Arc<Ranks>>,
+    /// Admissions as measured here.
+    pub rate: Mutex<RateMeter>,
+    /// People who enter.
+    pub entering: Batcher<Uuid, Answer>,
+    /// People who come back by a token of an earlier epoch.
+    pub returning: Batcher<Returning, Answer>,
+    /// One tick at a time.
+    pub ticking: OneAtATime,
+    /// One round of notes to Postgres at a time.
+    pub noting: OneAtATime,
+    /// One recovery at a time.
+    pub recovering: tokio::sync::Mutex<()>,
+    /// What the epochs before had served, and the epoch for which that holds.
+    pub lost_served: Mutex<(u32, u64)>,
+    /// The public snapshot for event streams; `None` ends them.
+    pub events: watch::Sender<Option<Bytes>>,
+    /// When the streams last heard something, ms.
+    pub told_ms: AtomicU64,
+    /// Something changed that the streams have not heard.
+    pub untold: AtomicBool,
+    /// When this instance last noted how far the queue is, ms.
+    pub noted_ms: AtomicI64,
+    /// The last tick, ms of this process.
+    pub ticked_ms: AtomicU64,
+    asked_ms: AtomicU64,
+    seen: Mutex<Seen>,
+}
+
+/// Milliseconds since 1970, by this machine's clock.
+pub fn now_ms() -> u64 {
+    std::time::SystemTime::now()
+        .duration_since(std::time::UNIX_EPOCH)
+        .map_or(0, |d| u64::try_from(d.as_millis()).unwrap_or(u64::MAX))
+}
+
+impl Live {
+    /// A queue of which nothing has been read yet.
+    pub fn new(id: Uuid, room: Room, rules: Rules, draw: Option<Draw>, nothing: Snapshot) -> Self {
+        Self {
+            id,
+            room,
+            rules: ArcSwap::from_pointee(rules),
+            snapshot: ArcSwap::from_pointee(nothing),
+            draw: ArcSwap::from_pointee(draw),
+            ranks: Mutex::new(Arc::new(Ranks::none())),
+            rate: Mutex::default(),
+            entering: Batcher::default(),
+            returning: Batcher::default(),
+            ticking: OneAtATime::default(),
+            noting: OneAtATime::default(),
+            recovering: tokio::sync::Mutex::default(),
+            lost_served: Mutex::new((0, 0)),
+            events: watch::Sender::new(Some(Bytes::new())),
+            told_ms: AtomicU64::new(0),
+            untold: AtomicBool::new(false),
+            noted_ms: AtomicI64::new(0),
+            ticked_ms: AtomicU64::new(0),
+            asked_ms: AtomicU64::new(now_ms()),
+            seen: Mutex::default(),
+        }
+    }
+
+    /// Somebody asked.
+    pub fn asked(&self, now: u64) {
+        // Written once a second at most: the line is shared by every core.
+        if now.saturating_sub(self.asked_ms.load(Relaxed)) > 1_000 {
+            self.asked_ms.store(now, Relaxed);
+        }
+    }
+
+    /// Whether somebody asked within the last minute, or listens.
+    pub fn wanted(&self, now: u64) -> bool {
+        now.saturating_sub(self.asked_ms.load(Relaxed)) < ASKED_MS
+            || self.events.receiver_count() > 0
+    }
+
+    /// What is known of the state, to hold against what Redis has.
+    pub fn seen(&self) -> Seen {
+        *self.lock_seen()
+    }
+
+    /// Something newer was seen.
+    pub fn saw(&self, seen: Seen) {
+        let mut known = self.lock_seen();
+        *known = (*known).max(seen);
+    }
+
+    fn lock_seen(&self) -> std::sync::MutexGuard<'_, Seen> {
+        self.seen
+            .lock()
+            .expect("nothing panics while it holds this lock")
+    }
+
+    /// A place as a person shows it, for the batch of returns.
+    pub fn as_return(place: &Place, number: u64, registered: bool, may: bool, now: u64) -> Return {
+        let works = place.state == crate::platform::place::PlaceState::Working;
+        Return {
+            user: place.user,
+            number,
+            deadline_ms: if works && place.deadline_ms > now {
+                place.deadline_ms
+            } else {
+                0
+            },
+            may,
+            registered,
+        }
+    }
+}

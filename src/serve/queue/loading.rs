@@ -1,0 +1,166 @@
+//! How an instance comes to know a queue: once, by the first who asks.
+
+use std::sync::Arc;
+
+use serde::Deserialize;
+use uuid::Uuid;
+
+use super::{
+    State, epochs,
+    error::Error,
+    live::{Facts, Live, Rules, now_ms},
+    scripts::{Room, View},
+    settings,
+    snapshot::{Ranks, Rate, Snapshot},
+};
+
+/// How long "there is no such performance" is believed: seed adds some at any time.
+const MISSING_MS: u64 = 500;
+/// Made-up ids must not fill memory.
+const MISSING_MAX: usize = 10_000;
+
+#[derive(Deserialize)]
+struct Sold {
+    sold: i64,
+}
+
+impl State {
+    /// The queue of `performance`, if this instance knows it.
+    pub(super) fn known(&self, performance: Uuid) -> Option<Arc<Live>> {
+        self.0.lives.load().get(&performance).cloned()
+    }
+
+    /// Every queue this instance knows.
+    pub(super) fn lives(&self) -> Vec<Arc<Live>> {
+        self.0.lives.load().values().cloned().collect()
+    }
+
+    /// The queue of `performance`, read for the first time if need be.
+    pub(super) async fn live(&self, performance: Uuid) -> Result<Arc<Live>, Error> {
+        let now = now_ms();
+        if let Some(live) = self.known(performance) {
+            live.asked(now);
+            return Ok(live);
+        }
+        if self.believed_missing(performance, now) {
+            return Err(Error::NotFound);
+        }
+        let gate = self
+            .0
+            .loading
+            .lock()
+            .await
+            .entry(performance)
+            .or_default()
+            .clone();
+        let _one = gate.lock().await;
+        let loaded = match self.known(performance) {
+            Some(live) => Ok(live),
+            None => self.load(performance).await,
+        };
+        self.0.loading.lock().await.remove(&performance);
+        if matches!(loaded, Err(Error::NotFound)) {
+            self.remember_missing(performance, now);
+        }
+        loaded
+    }
+
+    fn believed_missing(&self, performance: Uuid, now: u64) -> bool {
+        self.missing()
+            .get(&performance)
+            .is_some_and(|&until| now < until)
+    }
+
+    fn remember_missing(&self, performance: Uuid, now: u64) {
+        let mut missing = self.missing();
+        if missing.len() >= MISSING_MAX {
+            missing.clear();
+        }
+        missing.insert(performance, now + MISSING_MS);
+    }
+
+    fn missing(&self) -> std::sync::MutexGuard<'_, std::collections::HashMap<Uuid, u64>> {
+        self.0
+            .missing
+            .lock()
+            .expect("nothing panics while it holds this lock")
+    }
+
+    /// Facts and settings of `performance`, fresh.
+    pub(super) async fn rules(&self, performance: Uuid) -> Result<Rules, Error> {
+        let path = format!("/internal/v1/performances/{performance}");
+        let facts: Facts = self.deps().performances.get_json(&path).await?;
+        let settings = settings::load(&self.deps().pool, performance, &self.deps().config).await?;
+        Ok(Rules { settings, facts })
+    }
+
+    /// Seats of `performance` that are sold, as Postgres knows it.
+    pub(super) async fn sold(&self, performance: Uuid) -> Result<i64, Error> {
+        let path = format!("/internal/v1/performances/{performance}/sold");
+        let sold: Sold = self.deps().reservations.get_json(&path).await?;
+        Ok(sold.sold)
+    }
+
+    async fn load(&self, performance: Uuid) -> Result<Arc<Live>, Error> {
+        let rules = self.rules(performance).await?;
+        let draw = match rules.settings.pre_queue_opens_at {
+            Some(_) => Some(epochs::draw(&self.deps().pool, performance).await?),
+            None => None,
+        };
+        let deps = self.deps();
+        let room = Room::new(
+            deps.redis.clone(),
+            self.0.scripts.clone(),
+            &deps.prefix,
+            performance,
+        );
+        let nothing = Snapshot::new(
+            performance,
+            View::default(),
+            Arc::new(Ranks::none()),
+            Rate::default(),
+            None,
+        );
+        let live = Arc::new(Live::new(performance, room, rules, draw, nothing));
+        // A recovery by another instance may be under way: the first reading waits for it.
+        self.tick_once(&live).await?;
+        // The state may carry the rules of another time.
+        self.apply_rules(&live).await?;
+        self.tick_once(&live).await?;
+        self.0.lives.rcu(|lives| {
+            let mut lives = std::collections::HashMap::clone(lives);
+            lives.insert(performance, live.clone());
+            lives
+        });
+        Ok(live)
+    }
+
+    /// What this instance holds for the rules takes effect in Redis.
+    pub(super) async fn apply_rules(&self, live: &Live) -> Result<(), Error> {
+        let rules = live.rules.load();
+        live.room
+            .apply(
+                live.seen(),
+                rules.settings.version,
+                rules.facts.total_seats,
+                &rules.fields(),
+            )
+            .await
+            .map_err(Error::from)
+    }
+
+    /// Reads facts and settings again; what changed takes effect at once.
+    pub(super) async fn refresh_rules(&self, live: &Arc<Live>) -> Result<(), Error> {
+        let rules = self.rules(live.id).await?;
+        if **live.rules.load() == rules {
+            return Ok(());
+        }
+        if rules.settings.pre_queue_opens_at.is_some() && live.draw.load().is_none() {
+            let draw = epochs::draw(&self.deps().pool, live.id).await?;
+            live.draw.store(Arc::new(Some(draw)));
+        }
+        live.rules.store(Arc::new(rules));
+        self.apply_rules(live).await?;
+        self.tick_once(live).await
+    }
+}

@@ -1,0 +1,149 @@
+//! The waiting room: who may book now, and in what order everybody else will.
+//!
+//! Owns the schema `queue` and, in Redis, what the prelude in `lua/` names. It
+//! guarantees, under any interleaving of instances and losses: nobody is admitted
+//! while `working >= maxWorking`; nobody before a lower number that waits; one
+//! place a person; no slot leaks; a place survives the loss of Redis. It never
+//! asks Redis or Postgres for a poll that still waits, and never knows a seat.
+
+mod admin;
+mod batch;
+pub mod draw;
+mod epochs;
+mod error;
+mod events;
+mod http;
+mod live;
+mod loading;
+mod notes;
+mod overview;
+mod people;
+mod place_json;
+mod poll;
+mod recovery;
+pub mod scripts;
+pub mod settings;
+mod snapshot;
+mod stream;
+mod sweep;
+mod wake;
+
+use std::{
+    collections::HashMap,
+    sync::{Arc, Mutex},
+};
+
+use arc_swap::ArcSwap;
+use axum::extract::FromRef;
+use sqlx::{PgPool, migrate::Migrator};
+use uuid::Uuid;
+
+pub use self::{
+    error::Error,
+    events::subscriptions,
+    http::{router, routes},
+    settings::{Config, Settings},
+    sweep::tasks,
+};
+use self::{live::Live, scripts::Scripts};
+use crate::platform::{
+    auth::{InternalSecret, Verifier},
+    metrics::Metrics,
+    place::PlaceKeys,
+    redis::Redis,
+    upstream::Upstream,
+};
+
+/// The schema of this role.
+pub const SCHEMA: &str = "queue";
+/// Its migrations.
+pub static MIGRATOR: Migrator = sqlx::migrate!("migrations/queue");
+
+/// What the role stands on.
+#[derive(Clone)]
+pub struct Deps {
+    /// Schema [`SCHEMA`], migrated.
+    pub pool: PgPool,
+    /// Shared with reservations.
+    pub redis: Redis,
+    /// In front of every Redis key.
+    pub prefix: String,
+    /// Seal and open places.
+    pub keys: PlaceKeys,
+    /// Checks access tokens.
+    pub verifier: Verifier,
+    /// Between roles.
+    pub secret: InternalSecret,
+    /// Facts of a performance.
+    pub performances: Upstream,
+    /// Seats sold.
+    pub reservations: Upstream,
+    /// Where figures go.
+    pub metrics: Metrics,
+    /// Defaults of every queue.
+    pub config: Config,
+}
+
+/// The state of this role. Cheap to clone.
+#[derive(Clone)]
+pub struct State(Arc<Inner>);
+
+struct Inner {
+    deps: Deps,
+    scripts: Arc<Scripts>,
+    lives: ArcSwap<HashMap<Uuid, Arc<Live>>>,
+    /// Performances that do not exist, and until when (ms) that is believed.
+    missing: Mutex<HashMap<Uuid, u64>>,
+    loading: tokio::sync::Mutex<HashMap<Uuid, Arc<tokio::sync::Mutex<()>>>>,
+    figures: overview::Figures,
+    notifications: Mutex<Option<String>>,
+}
+
+impl State {
+    /// The role on `deps`.
+    pub fn new(deps: Deps) -> Self {
+        Self::with_scripts(deps, Scripts::default())
+    }
+
+    /// The role with other scripts: a test's, with a known defect in them.
+    pub fn with_scripts(deps: Deps, scripts: Scripts) -> Self {
+        let figures = overview::Figures::new(&deps.metrics);
+        Self(Arc::new(Inner {
+            deps,
+            scripts: Arc::new(scripts),
+            lives: ArcSwap::default(),
+            missing: Mutex::default(),
+            loading: tokio::sync::Mutex::default(),
+            figures,
+            notifications: Mutex::default(),
+        }))
+    }
+
+    fn deps(&self) -> &Deps {
+        &self.0.deps
+    }
+}
+
+impl FromRef<State> for Verifier {
+    fn from_ref(state: &State) -> Self {
+        state.deps().verifier.clone()
+    }
+}
+
+impl FromRef<State> for InternalSecret {
+    fn from_ref(state: &State) -> Self {
+        state.deps().secret.clone()
+    }
+}
+
+/// Whether this role can answer.
+///
+/// # Errors
+/// What is away.
+pub async fn ready(state: &State) -> Result<(), String> {
+    sqlx::query("select 1")
+        .execute(&state.deps().pool)
+        .await
+        .map_err(|e| format!("PostgreSQL (queue): {e}"))?;
+    wake::usable(&mut state.deps().redis.clone()).await
+}

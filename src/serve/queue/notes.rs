@@ -1,0 +1,131 @@
+//! What goes to Postgres beside the traffic: ended turns, how far a queue is,
+//! the next block of numbers, the draw.
+
+use std::sync::{Arc, atomic::Ordering::Relaxed};
+
+use super::{State, epochs, error::Error, live::Live};
+
+/// How often the progress of a queue is noted.
+const NOTE_EVERY_MS: i64 = 1_000;
+/// An idle queue's row says at least this often that it has people in it.
+const ALIVE_EVERY_MS: i64 = 60_000;
+/// One step of the draw writes this many numbers: a millisecond or two of Redis.
+const DRAW_STEP: u64 = 200;
+
+impl State {
+    /// Everything that is due for `live`, one round at a time.
+    pub(super) fn note_soon(&self, live: &Arc<Live>) {
+        let view = &live.snapshot.load().view;
+        let due = view.unnoted > 0
+            || view.ceiling - view.last < epochs::BLOCK / 2
+            || (view.draw_hi >= 0 && view.draw_next <= view.draw_hi)
+            || view.now - live.noted_ms.load(Relaxed) >= NOTE_EVERY_MS;
+        if !due || !live.noting.begin() {
+            return;
+        }
+        let (state, live) = (self.clone(), live.clone());
+        tokio::spawn(async move {
+            loop {
+                live.noting.round();
+                if let Err(error) = state.note(&live).await {
+                    tracing::warn!(performance.id = %live.id, %error, "notes wait for the next round");
+                }
+                if !live.noting.more() {
+                    return;
+                }
+            }
+        });
+    }
+
+    async fn note(&self, live: &Arc<Live>) -> Result<(), Error> {
+        let shown = live.snapshot.load_full();
+        let view = &shown.view;
+        if view.ceiling - view.last < epochs::BLOCK / 2 {
+            self.raise_ceiling(live, view.ceiling).await?;
+        }
+        if view.unnoted > 0 {
+            self.note_ended(live).await?;
+        }
+        if view.draw_hi >= 0 && view.draw_next <= view.draw_hi {
+            self.draw(live).await?;
+        }
+        self.note_progress(live).await
+    }
+
+    /// Reserves the next block of numbers and lets them be issued.
+    pub(super) async fn raise_ceiling(&self, live: &Live, from: i64) -> Result<(), Error> {
+        let epoch = i32::try_from(live.seen().epoch).unwrap_or(i32::MAX);
+        let raised = epochs::reserve(&self.deps().pool, live.id, epoch, from).await?;
+        if let Some(ceiling) = raised {
+            live.room.raise(live.seen(), ceiling).await?;
+        }
+        Ok(())
+    }
+
+    /// Turns that ended are in Postgres before their end is told.
+    pub(super) async fn note_ended(&self, live: &Live) -> Result<(), Error> {
+        loop {
+            let (ended, members) = live.room.unnoted().await?;
+            if members.is_empty() {
+                return Ok(());
+            }
+            epochs::note_ended(&self.deps().pool, live.id, &ended).await?;
+            live.room.noted(&members).await?;
+        }
+    }
+
+    async fn note_progress(&self, live: &Live) -> Result<(), Error> {
+        let shown = live.snapshot.load_full();
+        let view = &shown.view;
+        let since = view.now - live.noted_ms.load(Relaxed);
+        let busy = view.waiting + view.working + view.registered > 0;
+        if since < NOTE_EVERY_MS || (!busy && since < ALIVE_EVERY_MS) {
+            return Ok(());
+        }
+        live.noted_ms.store(view.now, Relaxed);
+        let epoch = i32::try_from(view.epoch).unwrap_or(i32::MAX);
+        let cut = (view.cut_lo >= 0).then_some((view.cut_lo, view.cut_hi));
+        epochs::note(
+            &self.deps().pool,
+            live.id,
+            epoch,
+            view.served,
+            view.last,
+            cut,
+        )
+        .await?;
+        Ok(())
+    }
+
+    /// The opening has frozen the registrations: the seed is published, and the
+    /// numbers are written, lowest first. Any number of instances may do so at once.
+    async fn draw(&self, live: &Arc<Live>) -> Result<(), Error> {
+        let shown = live.snapshot.load_full();
+        let (lo, hi) = (
+            shown.view.draw_lo.max(0).unsigned_abs(),
+            shown.view.draw_hi.max(0).unsigned_abs(),
+        );
+        let pool = &self.deps().pool;
+        let draw = epochs::draw(pool, live.id).await?;
+        epochs::reveal(
+            pool,
+            live.id,
+            shown.view.draw_lo,
+            shown.view.draw_hi - shown.view.draw_lo,
+        )
+        .await?;
+        let permutation = super::draw::Permutation::new(&draw.seed, hi - lo);
+        let mut next = shown.view.draw_next.max(0).unsigned_abs();
+        while next <= hi {
+            let end = (next + DRAW_STEP - 1).min(hi);
+            let indexes: Vec<u64> = (next..=end)
+                .map(|number| lo + 1 + permutation.invert(number - lo - 1))
+                .collect();
+            next = live
+                .room
+                .draw(live.seen(), &draw.seed, next, &indexes)
+                .await?;
+        }
+        self.tick_once(live).await
+    }
+}

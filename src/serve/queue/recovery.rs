@@ -1,0 +1,235 @@
+//! Readings of the state, and what happens when it is not what it was.
+
+use std::{sync::Arc, time::Duration};
+
+use super::{
+    State, epochs,
+    error::Error,
+    live::Live,
+    scripts::{End, ScriptError, Seen, Start, Tick},
+    snapshot::{DrawView, Ranks, Snapshot},
+};
+
+/// A recovery lasts one full poll interval of the farthest person and this much.
+const RECOVER_SLACK_MS: u64 = 1_500;
+/// How long the instance that opened an epoch is given to begin it in Redis.
+const OTHERS_MAX: u32 = 10;
+
+impl State {
+    /// Sweeps, promotes and reads; a loss is recovered from first.
+    pub(super) async fn tick_once(&self, live: &Arc<Live>) -> Result<(), Error> {
+        for _ in 0..64 {
+            let ranks_at = self.ranks_wanted(live);
+            let tick = match live.room.tick(live.seen(), ranks_at).await {
+                Ok(tick) => tick,
+                Err(ScriptError::Lost(why)) => {
+                    self.recover(live, &why).await?;
+                    continue;
+                }
+                Err(error) => return Err(error.into()),
+            };
+            let more = tick.more;
+            self.publish(live, tick);
+            if !more {
+                break;
+            }
+        }
+        Ok(())
+    }
+
+    fn ranks_wanted(&self, live: &Live) -> i64 {
+        let ranks = live
+            .ranks
+            .lock()
+            .expect("nothing panics while it holds this lock");
+        if ranks.stale(&live.snapshot.load().view) {
+            -1
+        } else {
+            ranks.at
+        }
+    }
+
+    fn publish(&self, live: &Live, tick: Tick) {
+        let view = tick.view;
+        let seen = Seen {
+            epoch: u32::try_from(view.epoch).unwrap_or(0),
+            last: view.last.unsigned_abs(),
+        };
+        // Two readings may overtake one another; the older one changes nothing.
+        let shown = live.snapshot.load();
+        if (view.epoch, view.now) < (shown.view.epoch, shown.view.now) {
+            return;
+        }
+        live.saw(seen);
+        let ranks = {
+            let mut ranks = live
+                .ranks
+                .lock()
+                .expect("nothing panics while it holds this lock");
+            if let Some((front, bounds)) = tick.ranks {
+                *ranks = Arc::new(Ranks::new(&view, front, bounds));
+            }
+            ranks.clone()
+        };
+        let rate = live
+            .rate
+            .lock()
+            .expect("nothing panics while it holds this lock")
+            .read(view.now, view.admitted);
+        let draw = self.draw_view(live, &view, tick.seed, &shown);
+        let fresh = Snapshot::new(live.id, view, ranks, rate, draw);
+        super::stream::tell(live, &shown, &fresh);
+        live.snapshot.store(Arc::new(fresh));
+    }
+
+    fn draw_view(
+        &self,
+        live: &Live,
+        view: &super::scripts::View,
+        seed: Option<Vec<u8>>,
+        shown: &Snapshot,
+    ) -> Option<DrawView> {
+        let draw = live.draw.load();
+        let draw = draw.as_ref().as_ref()?;
+        if view.pre_queue_opens_at < 0 || view.now < view.pre_queue_opens_at {
+            return None;
+        }
+        if let Some(known) = &shown.draw
+            && (known.revealed.is_some() || seed.is_none())
+        {
+            return Some(known.clone());
+        }
+        let count = (view.draw_hi - view.draw_lo).max(0).unsigned_abs();
+        Some(DrawView {
+            commitment: draw.commitment(),
+            revealed: seed.map(|seed| {
+                let permutation = super::draw::Permutation::new(&seed, count);
+                (seed, permutation)
+            }),
+        })
+    }
+
+    /// Opens a new epoch and begins it in this Redis, unless another instance does.
+    pub(super) async fn recover(&self, live: &Arc<Live>, why: &str) -> Result<(), Error> {
+        let _one = live.recovering.lock().await;
+        let pool = &self.deps().pool;
+        let mut row = epochs::load(pool, live.id).await?;
+        for _ in 0..OTHERS_MAX {
+            match live.room.tick(live.seen(), -1).await {
+                Ok(_) => return Ok(()),
+                Err(ScriptError::Lost(_)) => {}
+                Err(error) => return Err(error.into()),
+            }
+            // Somebody opened an epoch that this instance has not met: it is about to begin.
+            let fresh = row
+                .as_ref()
+                .is_some_and(|r| i64::from(r.epoch) > i64::from(live.seen().epoch))
+                && live.seen().epoch > 0;
+            if !fresh {
+                break;
+            }
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+        let shown = live.snapshot.load();
+        let seen = row.as_ref().map(|r| r.epoch);
+        let Some(opened) = epochs::open(pool, live.id, seen, shown.view.served).await? else {
+            // Another instance was faster; its beginning shows in the next reading.
+            tokio::time::sleep(Duration::from_millis(50)).await;
+            return Ok(());
+        };
+        let farthest = row
+            .take()
+            .map_or(0, |r| r.last)
+            .max(shown.view.last)
+            .saturating_sub(opened.lost_served)
+            .max(0)
+            .unsigned_abs();
+        let rules = live.rules.load_full();
+        let recover_ms = match seen {
+            None => 0,
+            Some(_) => rules.settings.poll_interval_ms(farthest) + RECOVER_SLACK_MS,
+        };
+        if seen.is_some() {
+            tracing::warn!(performance.id = %live.id, epoch = opened.epoch, reason = why, recover_ms,
+                "the queue's state in Redis was lost; a new epoch begins and people are put back");
+        }
+        let start = self.start(live, &opened, recover_ms).await?;
+        live.room.init(&start).await?;
+        if seen.is_some() {
+            self.forget_ended(live).await?;
+        }
+        Ok(())
+    }
+
+    async fn start(
+        &self,
+        live: &Live,
+        opened: &epochs::Epoch,
+        recover_ms: u64,
+    ) -> Result<Start, Error> {
+        let rules = live.rules.load_full();
+        let capacity = rules.facts.total_seats;
+        let remaining = (capacity - self.sold(live.id).await?).max(0);
+        let mut fields = rules.fields();
+        fields.push(("settings", rules.settings.version.to_string()));
+        fields.push(("capacity", capacity.to_string()));
+        fields.push(("remaining", remaining.to_string()));
+        if let (Some(lo), Some(hi)) = (opened.cut_lo, opened.cut_hi) {
+            fields.push(("cutLo", lo.to_string()));
+            fields.push(("cutHi", hi.to_string()));
+        }
+        if rules.settings.pre_queue_opens_at.is_some() {
+            let draw = epochs::draw(&self.deps().pool, live.id).await?;
+            if let (Some(first), Some(count)) = (draw.first, draw.count) {
+                fields.push(("drawLo", first.to_string()));
+                fields.push(("drawHi", (first + count).to_string()));
+                fields.push(("drawNext", (first + count + 1).to_string()));
+                fields.push(("seed", hex::encode(&draw.seed)));
+            }
+        }
+        Ok(Start {
+            epoch: u32::try_from(opened.epoch).map_err(Error::unavailable)?,
+            base: opened.base.unsigned_abs(),
+            ceiling: opened.ceiling,
+            served: opened.lost_served,
+            recover_ms,
+            fields,
+        })
+    }
+
+    /// A Redis that came back with an older state may still hold places whose turn
+    /// is over: Postgres knows them.
+    async fn forget_ended(&self, live: &Live) -> Result<(), Error> {
+        let ended = epochs::ended_lately(&self.deps().pool, live.id).await?;
+        let ended: Vec<(uuid::Uuid, u64)> = ended
+            .into_iter()
+            .map(|(user, number)| (user, number.unsigned_abs()))
+            .collect();
+        for part in ended.chunks(200) {
+            live.room.end(live.seen(), End::Forgotten, part).await?;
+        }
+        Ok(())
+    }
+
+    /// What the epochs before had served; read once an epoch.
+    pub(super) async fn lost_served(&self, live: &Live, epoch: u32) -> Result<u64, Error> {
+        let known = *live
+            .lost_served
+            .lock()
+            .expect("nothing panics while it holds this lock");
+        if known.0 == epoch {
+            return Ok(known.1);
+        }
+        let row = epochs::load(&self.deps().pool, live.id).await?;
+        let Some(row) = row else { return Ok(0) };
+        let fresh = (
+            u32::try_from(row.epoch).unwrap_or(0),
+            row.lost_served.unsigned_abs(),
+        );
+        *live
+            .lost_served
+            .lock()
+            .expect("nothing panics while it holds this lock") = fresh;
+        Ok(fresh.1)
+    }
+}

@@ -1,0 +1,334 @@
+//! A new order: hold the seats in Redis, then write it to Postgres.
+//!
+//! The order's id comes with the idempotency key, before anything is done, so
+//! that an attempt that takes over finds what the dead one left: its hold, or
+//! its order.
+
+use bytes::Bytes;
+use http::StatusCode;
+use serde::Deserialize;
+use utoipa::ToSchema;
+use uuid::Uuid;
+
+use super::{
+    Reservations,
+    catalogue::Catalogue,
+    scripts::{self, Held, Hold, NoPlace, Pick},
+    store::{self, NewOrder, OrderView},
+    writer::Written,
+};
+use crate::{
+    failpoint, mutant,
+    platform::{
+        idempotency::{Answer, Claim},
+        place::{Place, PlaceState},
+        problem::{FieldError, Problem},
+    },
+};
+
+/// Seats in one order.
+const SEATS_MAX: usize = 4;
+/// A rebuild by another instance may be lost again before we come; not for ever.
+const REBUILDS_MAX: u32 = 3;
+
+/// What to book.
+#[derive(Debug, Deserialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct CreateOrder {
+    /// When to go.
+    pub schedule_id: Uuid,
+    /// These seats, 1 to 4 of them.
+    #[serde(default)]
+    pub seat_ids: Option<Vec<Uuid>>,
+    /// Or the best that are free.
+    #[serde(default)]
+    pub best_available: Option<BestAvailable>,
+}
+
+/// Adjacent seats that leave no single seat, else adjacent, else any.
+#[derive(Debug, Deserialize, ToSchema)]
+pub struct BestAvailable {
+    /// How many, 1 to 4.
+    pub count: u32,
+    /// Only of this price class.
+    #[serde(default)]
+    pub grade: Option<String>,
+}
+
+impl CreateOrder {
+    /// # Errors
+    /// 422, field by field.
+    pub fn validate(&self) -> Result<(), Problem> {
+        let mut errors = Vec::new();
+        match (&self.seat_ids, &self.best_available) {
+            (Some(ids), None) => {
+                if !(1..=SEATS_MAX).contains(&ids.len()) {
+                    errors.push(FieldError::new("seatIds", "must name 1 to 4 seats"));
+                }
+                let distinct: std::collections::HashSet<_> = ids.iter().collect();
+                if distinct.len() != ids.len() {
+                    errors.push(FieldError::new("seatIds", "must not name a seat twice"));
+                }
+            }
+            (None, Some(best)) => {
+                if !(1..=SEATS_MAX).contains(&(best.count as usize)) {
+                    errors.push(FieldError::new("bestAvailable.count", "must be 1 to 4"));
+                }
+            }
+            (None, None) | (Some(_), Some(_)) => {
+                errors.push(FieldError::new(
+                    "seatIds",
+                    "give either seatIds or bestAvailable",
+                ));
+            }
+        }
+        if errors.is_empty() {
+            Ok(())
+        } else {
+            Err(Problem::validation(errors))
+        }
+    }
+
+    fn pick(&self, catalogue: &Catalogue) -> Result<Pick, Problem> {
+        if let Some(best) = &self.best_available {
+            let stretches = catalogue.stretches(best.grade.as_deref());
+            if stretches.is_empty() {
+                return Err(Problem::validation(vec![FieldError::new(
+                    "bestAvailable.grade",
+                    "is no grade of this schedule",
+                )]));
+            }
+            return Ok(Pick::Best {
+                count: best.count,
+                stretches,
+            });
+        }
+        let ids = self.seat_ids.as_deref().unwrap_or_default();
+        let unknown: Vec<String> = ids
+            .iter()
+            .filter(|id| catalogue.index_of(**id).is_none())
+            .map(Uuid::to_string)
+            .collect();
+        if !unknown.is_empty() {
+            return Err(Problem::new(
+                StatusCode::NOT_FOUND,
+                "SEAT_NOT_FOUND",
+                "The schedule has no such seats.",
+            )
+            .with("seatIds", unknown));
+        }
+        let indices = ids
+            .iter()
+            .filter_map(|id| catalogue.index_of(*id))
+            .collect();
+        Ok(Pick::Seats(indices))
+    }
+}
+
+fn created(view: &OrderView, kept: bool) -> Result<Answer, Problem> {
+    let body = serde_json::to_vec(view).map_err(Problem::internal)?;
+    Ok(Answer {
+        status: StatusCode::CREATED,
+        body: body.into(),
+        kept,
+    })
+}
+
+fn taken(seats: Vec<String>) -> Problem {
+    let detail = if seats.is_empty() {
+        "There are not so many free seats."
+    } else {
+        "Somebody else has these seats; none were held for you."
+    };
+    Problem::new(StatusCode::CONFLICT, "SEATS_TAKEN", detail).with("seatIds", seats)
+}
+
+fn no_place(reason: NoPlace) -> Problem {
+    match reason {
+        NoPlace::Waiting => not_admitted(),
+        NoPlace::Ended => Problem::new(
+            StatusCode::GONE,
+            "QUEUE_TOKEN_EXPIRED",
+            "Your turn in the queue has ended. Enter again to book.",
+        ),
+        NoPlace::Closed => Problem::new(
+            StatusCode::CONFLICT,
+            "BOOKING_NOT_OPEN",
+            "Booking has closed.",
+        ),
+        NoPlace::Recovering => {
+            Problem::unavailable("the queue is being put together again").retry_after(2)
+        }
+    }
+}
+
+fn not_admitted() -> Problem {
+    Problem::new(
+        StatusCode::FORBIDDEN,
+        "NOT_ADMITTED",
+        "It is not your turn yet. Wait until your place says WORKING.",
+    )
+}
+
+/// What the buyer asks, and by which right.
+pub(super) struct Asked {
+    pub(super) user: Uuid,
+    pub(super) place: Place,
+    pub(super) order: CreateOrder,
+}
+
+impl Reservations {
+    /// Holds the seats and writes the order under `id`.
+    pub(super) async fn book(
+        &self,
+        asked: Asked,
+        id: Uuid,
+        claim: Option<Claim>,
+    ) -> Result<Answer, Problem> {
+        if claim.as_ref().is_some_and(|c| c.fence > 1)
+            && let Some(answer) = self.booked_before(id, asked.user).await?
+        {
+            return Ok(answer);
+        }
+        let catalogue = self.catalogues.get(asked.order.schedule_id).await?;
+        let place = &asked.place;
+        if place.queue != catalogue.performance_id || place.user != asked.user {
+            return Err(invalid_token());
+        }
+        match place.state {
+            PlaceState::Registered => return Err(not_admitted()),
+            PlaceState::Waiting | PlaceState::Working => {}
+        }
+        let pick = asked.order.pick(&catalogue)?;
+        let started = std::time::Instant::now();
+        let held = self.hold(&asked, &catalogue, &pick, id).await?;
+        self.figures.held(&held, started.elapsed());
+        let (indices, times) = match held {
+            Held::Seats {
+                deadline_ms,
+                ttl_ms,
+                indices,
+            } => (indices, (deadline_ms, ttl_ms)),
+            Held::Taken(indices) => {
+                let seats = indices.iter().filter_map(|i| catalogue.seat(*i));
+                return Err(taken(seats.map(|s| s.id.to_string()).collect()));
+            }
+            Held::Limit(had) => {
+                return Err(Problem::new(
+                    StatusCode::CONFLICT,
+                    "SEAT_LIMIT_EXCEEDED",
+                    format!(
+                        "One person may have {} seats of this performance; you have {had}.",
+                        self.config.seat_limit
+                    ),
+                ));
+            }
+            Held::NoPlace(reason) => return Err(no_place(reason)),
+            Held::Lost(why) => {
+                return Err(Problem::unavailable(format!("the queue's state: {why}")));
+            }
+            Held::Absent => {
+                return Err(Problem::unavailable(
+                    "the seats vanish as fast as they are rebuilt",
+                ));
+            }
+        };
+        failpoint!("orders.after_hold");
+        let place = (place.epoch, place.number);
+        let order = NewOrder::new(id, asked.user, &catalogue, indices, times, place)
+            .ok_or_else(|| Problem::internal("the hold names seats that the catalogue has not"))?;
+        self.write(order, claim).await
+    }
+
+    async fn hold(
+        &self,
+        asked: &Asked,
+        catalogue: &Catalogue,
+        pick: &Pick,
+        order: Uuid,
+    ) -> Result<Held, Problem> {
+        let keys = self.keys(catalogue.performance_id);
+        let hold = Hold {
+            order,
+            version: 1,
+            user: asked.user,
+            schedule: catalogue.schedule_id,
+            ttl_ms: u64::try_from(self.config.hold_ttl_ms()).unwrap_or(0),
+            limit: if mutant!("orders.skip_limit") {
+                u32::MAX
+            } else {
+                self.config.seat_limit
+            },
+            place: Some((asked.place.epoch, asked.place.number)),
+            pick,
+        };
+        let mut redis = self.redis.clone();
+        if mutant!("orders.skip_seat_check")
+            && let Pick::Seats(indices) = pick
+        {
+            for index in indices {
+                redis::cmd("SETRANGE")
+                    .arg(keys.seats(catalogue.schedule_id))
+                    .arg(*index)
+                    .arg("0")
+                    .query_async::<()>(&mut redis)
+                    .await?;
+            }
+        }
+        for _ in 0..REBUILDS_MAX {
+            match scripts::hold(&mut redis, &keys, &hold).await? {
+                Held::Absent => self.rebuild(catalogue.performance_id).await?,
+                held => return Ok(held),
+            }
+        }
+        Ok(Held::Absent)
+    }
+
+    async fn write(&self, order: NewOrder, claim: Option<Claim>) -> Result<Answer, Problem> {
+        let (id, user) = (order.view.id, order.user_id);
+        let (performance, schedule) = (order.view.performance_id, order.view.schedule_id);
+        let answer = created(&order.view, claim.is_some())?;
+        let seats: Vec<String> = order.view.seats.iter().map(|s| s.id.to_string()).collect();
+        let keep = claim.map(|c| (c, Bytes::clone(&answer.body)));
+        match self.writer.write(order, keep).await {
+            Written::New => {
+                self.figures.opened.inc();
+                Ok(answer)
+            }
+            Written::Before => self
+                .booked_before(id, user)
+                .await?
+                .ok_or_else(|| Problem::internal("an order's id belongs to another buyer")),
+            Written::Taken => {
+                // Redis was behind: Postgres has the last word. Free what we
+                // held, and bring Redis up to what is true.
+                if let Err(error) = self.free_hold(performance, schedule, id).await {
+                    tracing::warn!(order.id = %id, %error, "a hold without an order stays until its deadline");
+                }
+                self.repair_soon(performance);
+                Err(taken(seats))
+            }
+            // Perhaps written, perhaps not: the hold stays, and at its deadline
+            // Postgres says which.
+            Written::Unknown(error) => Err(Problem::unavailable(error)),
+        }
+    }
+
+    async fn booked_before(&self, id: Uuid, user: Uuid) -> Result<Option<Answer>, Problem> {
+        let Some(order) = store::order(&self.pool, id).await? else {
+            return Ok(None);
+        };
+        if order.row.user_id != user {
+            return Ok(None);
+        }
+        created(&OrderView::from(&order), false).map(Some)
+    }
+}
+
+pub(super) fn invalid_token() -> Problem {
+    Problem::new(
+        StatusCode::UNAUTHORIZED,
+        "INVALID_QUEUE_TOKEN",
+        "Send the newest queue token of your own place in this performance's queue: Queue-Token: <token>.",
+    )
+}

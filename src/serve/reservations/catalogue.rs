@@ -1,0 +1,372 @@
+//! The seats of a schedule as performances lists them: which there are, not who
+//! has them. That never changes, so a process asks once and keeps the answer.
+
+use std::{collections::HashMap, fmt::Write as _, sync::Arc};
+
+use chrono::{DateTime, Utc};
+use http::StatusCode;
+use quick_cache::{Weighter, sync::Cache};
+use serde::Deserialize;
+use uuid::Uuid;
+
+use crate::platform::{
+    problem::Problem,
+    upstream::{Upstream, UpstreamError},
+};
+
+/// Seats of all the catalogues kept at once. At near 300 bytes a seat this
+/// bounds them to some 90 MB; beyond it the least used are asked for again.
+const SEATS_KEPT_MAX: u64 = 300_000;
+
+/// The JSON around a seat's status, in the order of the catalogue.
+#[derive(Debug)]
+struct Rendered {
+    text: String,
+    /// Where each seat's part ends in `text`.
+    ends: Vec<u32>,
+}
+
+/// One seat of a hall.
+#[derive(Clone, Debug)]
+pub struct Seat {
+    /// Its id in the API.
+    pub id: Uuid,
+    /// Part of the hall.
+    pub section: Arc<str>,
+    /// Row, as the hall calls it.
+    pub row: Arc<str>,
+    /// Number in the row.
+    pub number: i32,
+    /// Price class.
+    pub grade: Arc<str>,
+    /// In the currency's minor unit.
+    pub price: i64,
+}
+
+/// Seats side by side: `[start, start + length)`, and of them those wanted, `[from, to)`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Stretch {
+    /// Index of the first seat.
+    pub start: u32,
+    /// How many seats stand together.
+    pub length: u32,
+    /// Index of the first seat wanted.
+    pub from: u32,
+    /// Index after the last seat wanted.
+    pub to: u32,
+}
+
+/// A schedule and all its seats, in the order of their bytes in Redis.
+#[derive(Debug)]
+pub struct Catalogue {
+    /// The schedule.
+    pub schedule_id: Uuid,
+    /// Its performance.
+    pub performance_id: Uuid,
+    /// The performance's title.
+    pub title: String,
+    /// When the show starts.
+    pub starts_at: DateTime<Utc>,
+    /// When booking ends.
+    pub booking_closes_at: DateTime<Utc>,
+    /// Of every price.
+    pub currency: Arc<str>,
+    /// In index order.
+    pub seats: Vec<Seat>,
+    by_id: HashMap<Uuid, u32>,
+    rendered: Rendered,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct Listed {
+    schedule_id: Uuid,
+    performance_id: Uuid,
+    performance_title: String,
+    starts_at: DateTime<Utc>,
+    booking_closes_at: DateTime<Utc>,
+    seats: Vec<ListedSeat>,
+}
+
+#[derive(Deserialize)]
+struct ListedSeat {
+    id: Uuid,
+    section: String,
+    row: String,
+    number: i32,
+    grade: String,
+    price: i64,
+    currency: String,
+}
+
+/// Few names are shared by many seats.
+#[derive(Default)]
+struct Names(HashMap<String, Arc<str>>);
+
+impl Names {
+    fn share(&mut self, name: String) -> Arc<str> {
+        if let Some(shared) = self.0.get(&name) {
+            return shared.clone();
+        }
+        let shared: Arc<str> = name.as_str().into();
+        self.0.insert(name, shared.clone());
+        shared
+    }
+}
+
+impl From<Listed> for Catalogue {
+    fn from(listed: Listed) -> Self {
+        let mut names = Names::default();
+        let currency: Arc<str> = listed.seats.first().map_or("krw", |s| &s.currency).into();
+        let seats: Vec<Seat> = listed
+            .seats
+            .into_iter()
+            .map(|s| Seat {
+                id: s.id,
+                section: names.share(s.section),
+                row: names.share(s.row),
+                number: s.number,
+                grade: names.share(s.grade),
+                price: s.price,
+            })
+            .collect();
+        let by_id = (0_u32..).zip(&seats).map(|(i, s)| (s.id, i)).collect();
+        let rendered = render(&seats, &currency);
+        Self {
+            schedule_id: listed.schedule_id,
+            performance_id: listed.performance_id,
+            title: listed.performance_title,
+            starts_at: listed.starts_at,
+            booking_closes_at: listed.booking_closes_at,
+            currency,
+            seats,
+            by_id,
+            rendered,
+        }
+    }
+}
+
+fn render(seats: &[Seat], currency: &str) -> Rendered {
+    let mut text = String::with_capacity(seats.len() * 160);
+    let mut ends = Vec::with_capacity(seats.len());
+    for seat in seats {
+        write!(
+            text,
+            r#"{{"id":"{}","section":{},"row":{},"number":{},"grade":{},"price":{},"currency":{},"status":""#,
+            seat.id,
+            quoted(&seat.section),
+            quoted(&seat.row),
+            seat.number,
+            quoted(&seat.grade),
+            seat.price,
+            quoted(currency),
+        )
+        .expect("writing to a String cannot fail");
+        ends.push(u32::try_from(text.len()).expect("a catalogue is at most 64 MB"));
+    }
+    Rendered { text, ends }
+}
+
+fn quoted(text: &str) -> String {
+    serde_json::Value::from(text).to_string()
+}
+
+impl Catalogue {
+    /// The index of a seat.
+    pub fn index_of(&self, seat: Uuid) -> Option<u32> {
+        self.by_id.get(&seat).copied()
+    }
+
+    /// The seat at `index`.
+    pub fn seat(&self, index: u32) -> Option<&Seat> {
+        self.seats.get(usize::try_from(index).ok()?)
+    }
+
+    /// Every seat's JSON up to the value of its status, in index order.
+    pub fn rendered(&self) -> impl Iterator<Item = &str> {
+        let mut start = 0;
+        self.rendered.ends.iter().map(move |end| {
+            let end = *end as usize;
+            let part = &self.rendered.text[start..end];
+            start = end;
+            part
+        })
+    }
+
+    /// Seats that stand side by side, best first as the catalogue orders them,
+    /// narrowed to those of `grade` where one is named.
+    pub fn stretches(&self, grade: Option<&str>) -> Vec<Stretch> {
+        let mut found = Vec::new();
+        let mut start = 0;
+        while start < self.seats.len() {
+            let mut end = start + 1;
+            while end < self.seats.len() && side_by_side(&self.seats[end - 1], &self.seats[end]) {
+                end += 1;
+            }
+            self.wanted(start, end, grade, &mut found);
+            start = end;
+        }
+        found
+    }
+
+    fn wanted(&self, start: usize, end: usize, grade: Option<&str>, found: &mut Vec<Stretch>) {
+        let as_u32 = |i: usize| u32::try_from(i).expect("fewer than 2^32 seats");
+        let mut from = start;
+        while from < end {
+            let fits = |i: usize| grade.is_none_or(|g| *self.seats[i].grade == *g);
+            if !fits(from) {
+                from += 1;
+                continue;
+            }
+            let to = (from..end).find(|i| !fits(*i)).unwrap_or(end);
+            found.push(Stretch {
+                start: as_u32(start),
+                length: as_u32(end - start),
+                from: as_u32(from),
+                to: as_u32(to),
+            });
+            from = to;
+        }
+    }
+}
+
+fn side_by_side(left: &Seat, right: &Seat) -> bool {
+    left.section == right.section && left.row == right.row && left.number + 1 == right.number
+}
+
+#[derive(Clone)]
+struct BySeats;
+
+impl Weighter<Uuid, Arc<Catalogue>> for BySeats {
+    fn weight(&self, _: &Uuid, catalogue: &Arc<Catalogue>) -> u64 {
+        catalogue.seats.len() as u64 + 1
+    }
+}
+
+/// The catalogues that this process knows. Cheap to clone.
+#[derive(Clone)]
+pub struct Catalogues {
+    known: Arc<Cache<Uuid, Arc<Catalogue>, BySeats>>,
+    performances: Upstream,
+}
+
+impl Catalogues {
+    /// Asks `performances` for what is not known yet.
+    pub fn new(performances: Upstream) -> Self {
+        Self {
+            known: Arc::new(Cache::with_weighter(256, SEATS_KEPT_MAX, BySeats)),
+            performances,
+        }
+    }
+
+    /// The catalogue of a schedule; one question at a time for each.
+    ///
+    /// # Errors
+    /// 404 `SCHEDULE_NOT_FOUND`, or 503 when performances does not answer.
+    pub async fn get(&self, schedule: Uuid) -> Result<Arc<Catalogue>, Problem> {
+        self.known
+            .get_or_insert_async(&schedule, self.ask(schedule))
+            .await
+    }
+
+    async fn ask(&self, schedule: Uuid) -> Result<Arc<Catalogue>, Problem> {
+        let path = format!("/internal/v1/schedules/{schedule}/catalogue");
+        match self.performances.get_json::<Listed>(&path).await {
+            Ok(listed) => Ok(Arc::new(listed.into())),
+            Err(error) => Err(missing(&error, "SCHEDULE_NOT_FOUND", "schedule")),
+        }
+    }
+
+    /// The schedules of a performance, asked anew each time.
+    ///
+    /// # Errors
+    /// 404 `PERFORMANCE_NOT_FOUND`, or 503 when performances does not answer.
+    pub async fn schedules_of(&self, performance: Uuid) -> Result<Vec<Uuid>, Problem> {
+        #[derive(Deserialize)]
+        #[serde(rename_all = "camelCase")]
+        struct Performance {
+            schedule_ids: Vec<Uuid>,
+        }
+        let path = format!("/internal/v1/performances/{performance}");
+        match self.performances.get_json::<Performance>(&path).await {
+            Ok(found) => Ok(found.schedule_ids),
+            Err(error) => Err(missing(&error, "PERFORMANCE_NOT_FOUND", "performance")),
+        }
+    }
+}
+
+fn missing(error: &UpstreamError, code: &'static str, what: &str) -> Problem {
+    if error.status() == Some(StatusCode::NOT_FOUND) {
+        Problem::new(
+            StatusCode::NOT_FOUND,
+            code,
+            format!("There is no such {what}."),
+        )
+    } else {
+        Problem::unavailable(error)
+    }
+}
+
+#[cfg(test)]
+pub mod tests {
+    use super::*;
+
+    /// Rows of seats; a gap in a row's text is an aisle.
+    pub fn hall(rows: &[(&str, &str)]) -> Catalogue {
+        let mut seats = Vec::new();
+        for (row, plan) in rows {
+            for (number, grade) in (1..).zip(plan.chars()) {
+                if grade == ' ' {
+                    continue;
+                }
+                seats.push(ListedSeat {
+                    id: Uuid::now_v7(),
+                    section: "Stalls".into(),
+                    row: (*row).into(),
+                    number,
+                    grade: grade.to_string(),
+                    price: 50_000,
+                    currency: "krw".into(),
+                });
+            }
+        }
+        Listed {
+            schedule_id: Uuid::now_v7(),
+            performance_id: Uuid::now_v7(),
+            performance_title: "Play".into(),
+            starts_at: Utc::now(),
+            booking_closes_at: Utc::now(),
+            seats,
+        }
+        .into()
+    }
+
+    #[test]
+    fn stretches_end_at_rows_and_aisles_and_narrow_to_a_grade() {
+        let hall = hall(&[("A", "VVV RR"), ("B", "RRVV")]);
+        let s = |start, length, from, to| Stretch {
+            start,
+            length,
+            from,
+            to,
+        };
+        assert_eq!(
+            hall.stretches(None),
+            [s(0, 3, 0, 3), s(3, 2, 3, 5), s(5, 4, 5, 9)]
+        );
+        assert_eq!(hall.stretches(Some("R")), [s(3, 2, 3, 5), s(5, 4, 5, 7)]);
+        assert_eq!(hall.stretches(Some("X")), []);
+    }
+
+    #[test]
+    fn what_is_rendered_is_json_once_the_status_is_put_in() {
+        let hall = hall(&[("A\"1", "VV")]);
+        for (part, seat) in hall.rendered().zip(&hall.seats) {
+            let value: serde_json::Value =
+                serde_json::from_str(&format!("{part}AVAILABLE\"}}")).unwrap();
+            assert_eq!(value["id"], seat.id.to_string());
+            assert_eq!(value["row"], "A\"1");
+            assert_eq!(value["status"], "AVAILABLE");
+        }
+    }
+}

@@ -1,0 +1,13 @@
+//! Sold once, paid once, or refunded: the reservations role on real stores.
+
+mod audit;
+mod best;
+mod holds;
+mod idempotency;
+mod model;
+mod money;
+mod races;
+mod recovery;
+mod teeth;
+mod tickets;
+mod world;

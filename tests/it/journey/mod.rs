@@ -1,0 +1,251 @@
+//! A whole sale over HTTP, as an outside client sees it: first in one process,
+//! then with every role apart; and what a crash leaves.
+
+mod apart;
+pub mod client;
+pub mod process;
+pub mod steps;
+
+use std::{path::PathBuf, time::Duration};
+
+use self::{
+    client::Http,
+    process::{Process, runtime_file},
+    steps::{Buyer, Sale, bad_input, whole_sale},
+};
+use crate::support;
+
+/// An embedded server in a data directory of its own.
+pub struct Embedded {
+    pub dir: PathBuf,
+    pub process: Process,
+    pub api: Http,
+    pub stripe: Http,
+    pub ops: Http,
+}
+
+impl Embedded {
+    pub async fn start(dir: PathBuf, extra: &[&str]) -> Self {
+        std::fs::create_dir_all(&dir).unwrap();
+        let log = dir.with_extension("log");
+        let data_dir = dir.to_str().unwrap().to_owned();
+        let any = "127.0.0.1:0";
+        let mut args = vec!["serve", "all", "--data-dir", &data_dir, "--listen", any];
+        args.extend(["--ops-listen", any, "--stripe-sandbox-listen", any]);
+        args.extend(extra);
+        let process = Process::start(&args, &[], &log);
+        let runtime = runtime_file(&dir, &log).await;
+        let http = |key: &str| Http::new(runtime[key].as_str().unwrap());
+        let (api, stripe, ops) = (http("url"), http("stripeUrl"), http("opsUrl"));
+        Self {
+            dir,
+            process,
+            api,
+            stripe,
+            ops,
+        }
+    }
+
+    /// Seeds with numbers: every performance open, every seat free.
+    pub async fn seed(&self, args: &[&str]) -> Vec<Buyer> {
+        let data_dir = self.dir.to_str().unwrap();
+        let mut all = vec!["seed", "--data-dir", data_dir, "--yes"];
+        all.extend(args);
+        let (code, out, err) = process::run(&all, &[]).await;
+        assert_eq!(code, 0, "{out}\n{err}");
+        steps::buyers(&self.dir.join("tokens.jsonl"))
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn one_process_sells_a_whole_house() {
+    let server = Embedded::start(support::data_dir(), &[]).await;
+    let seed = [
+        "--performances",
+        "1",
+        "--schedules",
+        "1",
+        "--seats",
+        "40",
+        "--users",
+        "6",
+    ];
+    let times = ["--max-working", "2", "--hold-ttl", "3s"];
+    let buyers = server.seed(&[&seed[..], &times[..]].concat()).await;
+    let sale = Sale {
+        api: server.api.clone(),
+        stripe: server.stripe.clone(),
+        buyers,
+    };
+    whole_sale(&sale).await;
+    bad_input(&sale).await;
+    let metrics = server.ops.get("/metrics", &[]).await.expect(200).text;
+    for name in [
+        "http_requests_total",
+        "queue",
+        "working",
+        "holds",
+        "orders",
+        "payments",
+    ] {
+        assert!(metrics.contains(name), "no {name} in the metrics");
+    }
+    server.ops.get("/livez", &[]).await.expect(200);
+    server.ops.get("/readyz", &[]).await.expect(200);
+    assert_eq!(server.process.interrupt().await, Some(0));
+    assert!(!server.dir.join("runtime.json").exists());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_was_confirmed_survives_kill_9() {
+    let dir = support::data_dir();
+    let server = Embedded::start(dir.clone(), &[]).await;
+    let seed = [
+        "--performances",
+        "1",
+        "--schedules",
+        "1",
+        "--seats",
+        "40",
+        "--users",
+        "2",
+    ];
+    let buyers = server.seed(&seed).await;
+    let sale = Sale {
+        api: server.api.clone(),
+        stripe: server.stripe.clone(),
+        buyers,
+    };
+    let order = steps::buy(&sale, &sale.buyers[0], 2).await;
+    let waiting = steps::enter(&sale, &sale.buyers[1], &order.performance).await;
+    server.process.kill().await;
+
+    let server = Embedded::start(dir, &[]).await;
+    let sale = Sale {
+        api: server.api.clone(),
+        stripe: server.stripe.clone(),
+        ..sale
+    };
+    let auth = sale.buyers[0].auth();
+    let path = format!("/api/v1/orders/{}", order.id);
+    let after = sale
+        .api
+        .get(&path, &[("authorization", &auth)])
+        .await
+        .expect(200);
+    assert_eq!(after.body["status"], "CONFIRMED");
+    let seats = sale
+        .api
+        .get(&format!("/api/v1/schedules/{}/seats", order.schedule), &[])
+        .await;
+    let sold = seats.body["seats"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .filter(|s| s["status"] == "SOLD");
+    assert_eq!(sold.count(), 2);
+    let path = format!("/api/v1/queues/{}/tokens/me", order.performance);
+    let place = sale
+        .api
+        .get(&path, &[("queue-token", &waiting.str("queueToken"))])
+        .await;
+    assert_eq!(place.expect(200).body["number"], waiting.body["number"]);
+    assert_eq!(server.process.interrupt().await, Some(0));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn every_role_apart_sells_the_same_house() {
+    let dir = support::data_dir();
+    std::fs::create_dir_all(&dir).unwrap();
+    let mut apart = apart::Apart::start(&dir).await;
+    let seed = [
+        "--performances",
+        "1",
+        "--schedules",
+        "1",
+        "--seats",
+        "40",
+        "--users",
+        "6",
+    ];
+    let times = ["--max-working", "2", "--hold-ttl", "3s"];
+    let buyers = apart.seed(&[&seed[..], &times[..]].concat()).await;
+    let sale = Sale {
+        api: apart.api.clone(),
+        stripe: apart.stripe.clone(),
+        buyers,
+    };
+    whole_sale(&sale).await;
+    bad_input(&sale).await;
+    for process in std::mem::take(&mut apart.processes) {
+        assert_eq!(process.interrupt().await, Some(0));
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_wrong_start_ends_at_once_and_says_why() {
+    let taken = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let taken = taken.local_addr().unwrap().to_string();
+    let dir = support::data_dir();
+    let dir = dir.to_str().unwrap();
+    let free = format!("127.0.0.1:{}", support::free_port());
+    let cases: &[(&[&str], i32, &str)] = &[
+        (&["serve", "everything"], 2, "everything"),
+        (&["serve", "queue", "--listen", &free], 2, "--"),
+        (
+            &[
+                "serve",
+                "all",
+                "--redis-url",
+                "nonsense",
+                "--data-dir",
+                dir,
+                "--listen",
+                &free,
+            ],
+            2,
+            "redis",
+        ),
+        (
+            &[
+                "serve",
+                "users",
+                "--database-url",
+                "http://x",
+                "--listen",
+                &free,
+            ],
+            2,
+            "-",
+        ),
+        (
+            &["serve", "all", "--data-dir", dir, "--listen", &taken],
+            1,
+            &taken,
+        ),
+        (
+            &[
+                "serve",
+                "all",
+                "--data-dir",
+                "/proc/nowhere",
+                "--listen",
+                &free,
+            ],
+            1,
+            "/proc/nowhere",
+        ),
+        (&["token", "--data-dir", "/nonexistent"], 1, "/nonexistent"),
+    ];
+    for (args, code, names) in cases {
+        let mut args = args.to_vec();
+        if args[0] == "serve" {
+            args.extend(["--ops-listen", "127.0.0.1:0"]);
+        }
+        let ran = tokio::time::timeout(Duration::from_secs(10), process::run(&args, &[])).await;
+        let (got, _, err) = ran.unwrap_or_else(|_| panic!("{args:?} did not end"));
+        assert_eq!(got, *code, "{args:?}: {err}");
+        assert!(err.contains(names), "{args:?} does not name {names}: {err}");
+        assert!(!err.contains("panicked"), "{err}");
+    }
+}

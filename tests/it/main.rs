@@ -1,0 +1,26 @@
+//! One binary, a module a guarantee. `support` starts the real stores that the
+//! tests run against; nothing here is faked that can be run.
+
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+#![allow(
+    clippy::too_many_lines,
+    reason = "one story, or one table of inputs, reads better whole"
+)]
+
+mod support;
+
+mod booking;
+mod compose;
+mod embedded;
+mod events;
+mod journey;
+mod kafka_events;
+mod loadgen;
+mod outside;
+mod payments;
+mod performances;
+mod queue;
+mod seed;
+mod stripe_sandbox;
+mod top;
+mod users;

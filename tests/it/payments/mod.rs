@@ -1,0 +1,220 @@
+//! Money on the real binary and the real sandbox: every captured payment ends in one confirmed
+//! order or one full refund, whatever Stripe, the network and the process do.
+
+mod crashes;
+mod shop;
+
+use std::time::{Duration, Instant};
+
+use self::shop::{Shop, pause};
+use crate::journey::steps::pay;
+
+/// Nobody is told, but the buyer's page asks: the payment heals and the order is confirmed.
+#[tokio::test(flavor = "multi_thread")]
+async fn lost_webhooks_are_healed_by_asking_and_by_the_reconciler() {
+    let shop = Shop::open("4", "60s", &[("TICKETPING_PAYMENT_RECONCILE_AFTER", "2s")]).await;
+    shop.faults("webhook_drop").await;
+    for (at, asks) in [(0, true), (1, false)] {
+        let buyer = &shop.sale.buyers[at];
+        let order = shop.hold(buyer).await.str("id");
+        let payment = shop.begin(buyer, &order).await.expect(201);
+        pay(&shop.sale, &payment, "pm_card_visa").await.expect(200);
+        if asks {
+            let seen = shop.payment(buyer, &payment.str("id")).await.expect(200);
+            assert_eq!(seen.body["status"], "SUCCEEDED", "{}", seen.text);
+        }
+        shop.until_order(buyer, &order, "CONFIRMED").await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn webhooks_twice_late_out_of_order_forged_or_of_another_version_confirm_once() {
+    let shop = Shop::open("8", "60s", &[]).await;
+    let faults = [
+        "webhook_duplicate=3",
+        "webhook_reorder",
+        "webhook_delay=1s",
+        "webhook_lose=1",
+        "webhook_two_signatures",
+        "skew",
+    ];
+    for (buyer, fault) in shop.sale.buyers.iter().zip(faults) {
+        shop.faults(fault).await;
+        let order = shop.hold(buyer).await.str("id");
+        let payment = shop.begin(buyer, &order).await.expect(201);
+        pay(&shop.sale, &payment, "pm_card_chargeDeclined")
+            .await
+            .expect(402);
+        pay(&shop.sale, &payment, "pm_card_visa").await.expect(200);
+        shop.until_order(buyer, &order, "CONFIRMED").await;
+        let intents = shop.intents(&order).await;
+        assert_eq!(intents.len(), 1, "{fault}");
+        assert_eq!(
+            intents[0]["amount_received"], payment.body["amount"],
+            "{fault}"
+        );
+        assert_eq!(
+            intents[0]["metadata"]["payment_id"], payment.body["id"],
+            "{fault}"
+        );
+        assert!(
+            shop.refunds(intents[0]["id"].as_str().unwrap())
+                .await
+                .is_empty(),
+            "{fault}"
+        );
+    }
+    // A forged one confirms nothing.
+    shop.faults("webhook_forge").await;
+    let buyer = &shop.sale.buyers[6];
+    let order = shop.hold(buyer).await.str("id");
+    let payment = shop.begin(buyer, &order).await.expect(201);
+    pay(&shop.sale, &payment, "pm_card_visa").await.expect(200);
+    pause(1.5).await;
+    assert_eq!(
+        shop.order(buyer, &order).await.body["status"],
+        "PENDING_PAYMENT"
+    );
+}
+
+/// Stripe's answer to the creation is lost, or is a failure that its key repeats for ever: the
+/// buyer gets one payment that can be paid, and pays once.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_unknown_answer_at_creation_leads_to_one_payable_intent() {
+    let shop = Shop::open("6", "60s", &[]).await;
+    for (at, fault) in [
+        "create/error_after",
+        "create/error_before",
+        "create/error_stored",
+    ]
+    .iter()
+    .enumerate()
+    {
+        let buyer = &shop.sale.buyers[at];
+        let order = shop.hold(buyer).await.str("id");
+        shop.faults(fault).await;
+        let first = shop.begin(buyer, &order).await;
+        assert!(
+            matches!(first.status.as_u16(), 201 | 503),
+            "{fault}: {}",
+            first.text
+        );
+        shop.faults("").await;
+        let payment = shop.begin(buyer, &order).await.expect(201);
+        let again = shop.begin(buyer, &order).await.expect(201);
+        assert_eq!(again.body["id"], payment.body["id"], "{fault}");
+        assert_eq!(
+            again.body["clientSecret"], payment.body["clientSecret"],
+            "{fault}"
+        );
+        pay(&shop.sale, &payment, "pm_card_visa").await.expect(200);
+        shop.until_order(buyer, &order, "CONFIRMED").await;
+        let captured = shop.intents(&order).await;
+        let captured: Vec<_> = captured
+            .iter()
+            .filter(|one| one["status"] == "succeeded")
+            .collect();
+        assert_eq!(captured.len(), 1, "{fault}");
+    }
+}
+
+/// The money arrives while the hold has ended: either the same seats, or all of it back.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_payment_still_processing_when_the_hold_ends_is_not_lost() {
+    let shop = Shop::open("3", "3s", &[]).await;
+    let buyer = &shop.sale.buyers[0];
+    let order = shop.hold(buyer).await.str("id");
+    let payment = shop.begin(buyer, &order).await.expect(201);
+    shop.faults("confirm/processing=8s").await;
+    pay(&shop.sale, &payment, "pm_card_visa").await.expect(200);
+    shop.cancel(buyer, &order)
+        .await
+        .problem(409, "PAYMENT_IN_PROGRESS");
+    shop.until_order(buyer, &order, "CONFIRMED").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_cancelled_order_cannot_be_paid_and_a_confirmed_one_is_refunded_once() {
+    let shop = Shop::open("5", "60s", &[]).await;
+    let buyer = &shop.sale.buyers[0];
+    let order = shop.hold(buyer).await.str("id");
+    let payment = shop.begin(buyer, &order).await.expect(201);
+    assert_eq!(
+        shop.cancel(buyer, &order).await.expect(200).body["status"],
+        "CANCELLED"
+    );
+    assert!(
+        !pay(&shop.sale, &payment, "pm_card_visa")
+            .await
+            .status
+            .is_success()
+    );
+    let again = shop.begin(buyer, &order).await;
+    assert_eq!(again.status.as_u16(), 409, "{}", again.text);
+
+    // Refunds meet every kind of trouble; one refund is made in the end.
+    let troubles = [
+        "refund/error_after",
+        "refund/error_before=400",
+        "refund/error_stored",
+    ];
+    for (buyer, trouble) in shop.sale.buyers[1..].iter().zip(troubles) {
+        let order = shop.hold(buyer).await.str("id");
+        let payment = shop.begin(buyer, &order).await.expect(201);
+        pay(&shop.sale, &payment, "pm_card_visa").await.expect(200);
+        shop.until_order(buyer, &order, "CONFIRMED").await;
+        shop.faults(trouble).await;
+        shop.cancel(buyer, &order).await.expect(200);
+        pause(2.0).await;
+        shop.faults("").await;
+        let auth = buyer.auth();
+        let path = format!("/api/v1/payments/{}", payment.str("id"));
+        let headers = [("authorization", &*auth)];
+        shop.sale
+            .api
+            .until(&path, &headers, |reply| reply.body["status"] == "REFUNDED")
+            .await;
+        shop.until_order(buyer, &order, "REFUNDED").await;
+        let refunds = shop.refunds(&payment.str("paymentIntentId")).await;
+        assert_eq!(refunds.len(), 1, "{trouble}: {refunds:?}");
+        assert_eq!(refunds[0]["amount"], payment.body["amount"], "{trouble}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_refund_made_at_stripe_reaches_the_order() {
+    let shop = Shop::open("2", "60s", &[]).await;
+    let buyer = &shop.sale.buyers[0];
+    let order = shop.hold(buyer).await.str("id");
+    let payment = shop.begin(buyer, &order).await.expect(201);
+    pay(&shop.sale, &payment, "pm_card_visa").await.expect(200);
+    shop.until_order(buyer, &order, "CONFIRMED").await;
+    shop.refund_at_stripe(&payment.str("paymentIntentId")).await;
+    shop.until_order(buyer, &order, "REFUNDED").await;
+    assert_eq!(
+        shop.payment(buyer, &payment.str("id")).await.body["status"],
+        "REFUNDED"
+    );
+}
+
+/// From the card to CONFIRMED nobody waits for a poll.
+#[tokio::test(flavor = "multi_thread")]
+async fn confirmation_is_woken_and_not_polled() {
+    let shop = Shop::open("8", "60s", &[]).await;
+    let mut waits = Vec::new();
+    for buyer in &shop.sale.buyers {
+        let order = shop.hold(buyer).await.str("id");
+        let payment = shop.begin(buyer, &order).await.expect(201);
+        let begun = Instant::now();
+        pay(&shop.sale, &payment, "pm_card_visa").await.expect(200);
+        while shop.order(buyer, &order).await.body["status"] != "CONFIRMED" {
+            assert!(begun.elapsed() < Duration::from_secs(20));
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        waits.push(begun.elapsed());
+    }
+    waits.sort();
+    println!("card to CONFIRMED: {waits:?}");
+    // Three polls of a second each stand behind the wake-ups on this way.
+    assert!(waits[4] < Duration::from_millis(700), "{waits:?}");
+}

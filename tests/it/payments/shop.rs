@@ -1,0 +1,244 @@
+//! The real binary with its sandbox misbehaving on request.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use http::Method;
+use serde_json::{Value, json};
+use ticketping::serve::secrets::Kept;
+
+use crate::journey::client::{Http, Reply};
+use crate::journey::process::{self, Process, runtime_file};
+use crate::journey::steps::{self, Buyer, Sale};
+use crate::support;
+
+pub struct Shop {
+    pub dir: PathBuf,
+    pub process: Option<Process>,
+    pub sale: Sale,
+    key: String,
+}
+
+impl Shop {
+    /// A server with `users` members and 400 free seats, its environment as given.
+    pub async fn open(users: &str, hold_ttl: &str, envs: &[(&str, &str)]) -> Self {
+        let dir = support::data_dir();
+        std::fs::create_dir_all(&dir).unwrap();
+        let mut shop = Self::start(dir, envs).await;
+        let data_dir = shop.dir.to_str().unwrap();
+        let args = [
+            "seed",
+            "--data-dir",
+            data_dir,
+            "--yes",
+            "--performances",
+            "1",
+            "--schedules",
+            "1",
+            "--seats",
+            "400",
+            "--users",
+            users,
+            "--max-working",
+            "50",
+            "--hold-ttl",
+            hold_ttl,
+        ];
+        let (code, out, err) = process::run(&args, &[]).await;
+        assert_eq!(code, 0, "{out}\n{err}");
+        shop.sale.buyers = steps::buyers(&shop.dir.join("tokens.jsonl"));
+        shop
+    }
+
+    async fn start(dir: PathBuf, envs: &[(&str, &str)]) -> Self {
+        let log = dir.with_extension("log");
+        let data_dir = dir.to_str().unwrap().to_owned();
+        let any = "127.0.0.1:0";
+        let args = [
+            "serve",
+            "all",
+            "--data-dir",
+            &data_dir,
+            "--listen",
+            any,
+            "--ops-listen",
+            any,
+            "--stripe-sandbox-listen",
+            any,
+        ];
+        let envs: Vec<(&str, String)> = envs.iter().map(|(k, v)| (*k, (*v).to_owned())).collect();
+        let process = Process::start(&args, &envs, &log);
+        let runtime = runtime_file(&dir, &log).await;
+        let http = |key: &str| Http::new(runtime[key].as_str().unwrap());
+        let sale = Sale {
+            api: http("url"),
+            stripe: http("stripeUrl"),
+            buyers: Vec::new(),
+        };
+        let key = Kept::load(&dir).unwrap().stripe_secret_key;
+        Self {
+            dir,
+            process: Some(process),
+            sale,
+            key,
+        }
+    }
+
+    /// The same data, a new process.
+    pub async fn again(self, envs: &[(&str, &str)]) -> Self {
+        let Self {
+            dir, process, sale, ..
+        } = self;
+        if let Some(process) = process {
+            process.kill().await;
+        }
+        let mut next = Self::start(dir, envs).await;
+        next.sale.buyers = sale.buyers;
+        next
+    }
+
+    /// For somebody who walks on beside the watcher of the process.
+    pub fn walker(&self, api: Http, stripe: Http) -> Self {
+        Self {
+            dir: self.dir.clone(),
+            process: None,
+            sale: Sale {
+                api,
+                stripe,
+                buyers: self.sale.buyers.clone(),
+            },
+            key: self.key.clone(),
+        }
+    }
+
+    /// Has the process died of itself?
+    pub fn dead(&mut self) -> bool {
+        let process = self.process.as_mut().unwrap();
+        process.child.try_wait().unwrap().is_some()
+    }
+
+    /// What the sandbox does wrong from now on; empty is nothing.
+    pub async fn faults(&self, faults: &str) {
+        let headers = self.stripe_headers();
+        let headers: Vec<(&str, &str)> = headers.iter().map(|(k, v)| (*k, v.as_str())).collect();
+        let body = url::form_urlencoded::Serializer::new(String::new())
+            .append_pair("faults", faults)
+            .finish();
+        self.sale
+            .stripe
+            .send(Method::POST, "/_sandbox/faults", &headers, body)
+            .await
+            .expect(200);
+    }
+
+    /// Every intent of an order, with what was captured and refunded.
+    pub async fn intents(&self, order: &str) -> Vec<Value> {
+        let headers = self.stripe_headers();
+        let headers: Vec<(&str, &str)> = headers.iter().map(|(k, v)| (*k, v.as_str())).collect();
+        let list = self
+            .sale
+            .stripe
+            .get("/v1/payment_intents?limit=100", &headers)
+            .await
+            .expect(200);
+        let all = list.body["data"].as_array().unwrap().clone();
+        all.into_iter()
+            .filter(|one| one["metadata"]["order_id"] == order)
+            .collect()
+    }
+
+    pub async fn refunds(&self, intent: &str) -> Vec<Value> {
+        let headers = self.stripe_headers();
+        let headers: Vec<(&str, &str)> = headers.iter().map(|(k, v)| (*k, v.as_str())).collect();
+        let path = format!("/v1/refunds?payment_intent={intent}");
+        let list = self.sale.stripe.get(&path, &headers).await.expect(200);
+        list.body["data"].as_array().unwrap().clone()
+    }
+
+    pub async fn refund_at_stripe(&self, intent: &str) {
+        let headers = self.stripe_headers();
+        let headers: Vec<(&str, &str)> = headers.iter().map(|(k, v)| (*k, v.as_str())).collect();
+        let body = format!("payment_intent={intent}");
+        self.sale
+            .stripe
+            .send(Method::POST, "/v1/refunds", &headers, body)
+            .await
+            .expect(200);
+    }
+
+    fn stripe_headers(&self) -> [(&'static str, String); 2] {
+        [
+            ("authorization", format!("Bearer {}", self.key)),
+            (
+                "content-type",
+                "application/x-www-form-urlencoded".to_owned(),
+            ),
+        ]
+    }
+
+    /// A held order of this buyer.
+    pub async fn hold(&self, buyer: &Buyer) -> Reply {
+        let (performance, schedule) = steps::the_performance(&self.sale).await;
+        let place = steps::enter(&self.sale, buyer, &performance).await;
+        assert!(place.status.is_success(), "{}", place.text);
+        let place = steps::turn(&self.sale, &performance, place).await;
+        let (auth, token) = (buyer.auth(), place.str("queueToken"));
+        let headers = [("authorization", &*auth), ("queue-token", &*token)];
+        let wish = json!({"scheduleId": schedule, "bestAvailable": {"count": 2}});
+        self.sale
+            .api
+            .post("/api/v1/orders", &headers, wish)
+            .await
+            .expect(201)
+    }
+
+    pub async fn begin(&self, buyer: &Buyer, order: &str) -> Reply {
+        let auth = buyer.auth();
+        let body = json!({"orderId": order});
+        self.sale
+            .api
+            .post("/api/v1/payments", &[("authorization", &auth)], body)
+            .await
+    }
+
+    pub async fn order(&self, buyer: &Buyer, id: &str) -> Reply {
+        let auth = buyer.auth();
+        self.sale
+            .api
+            .get(&format!("/api/v1/orders/{id}"), &[("authorization", &auth)])
+            .await
+    }
+
+    pub async fn payment(&self, buyer: &Buyer, id: &str) -> Reply {
+        let auth = buyer.auth();
+        self.sale
+            .api
+            .get(
+                &format!("/api/v1/payments/{id}"),
+                &[("authorization", &auth)],
+            )
+            .await
+    }
+
+    pub async fn until_order(&self, buyer: &Buyer, id: &str, status: &str) -> Reply {
+        let auth = buyer.auth();
+        let path = format!("/api/v1/orders/{id}");
+        let headers = [("authorization", &*auth)];
+        self.sale
+            .api
+            .until(&path, &headers, |reply| reply.body["status"] == status)
+            .await
+    }
+
+    pub async fn cancel(&self, buyer: &Buyer, id: &str) -> Reply {
+        let auth = buyer.auth();
+        self.sale
+            .api
+            .delete(&format!("/api/v1/orders/{id}"), &[("authorization", &auth)])
+            .await
+    }
+}
+
+pub async fn pause(seconds: f64) {
+    tokio::time::sleep(Duration::from_secs_f64(seconds)).await;
+}

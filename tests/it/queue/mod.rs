@@ -1,0 +1,11 @@
+//! The waiting room's guarantees, on real Redis and PostgreSQL, over HTTP.
+
+mod cluster;
+mod crowd;
+mod draw;
+mod loss;
+mod model;
+mod phases;
+mod redis_server;
+mod rules;
+mod world;

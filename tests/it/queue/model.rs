@@ -1,0 +1,474 @@
+//! The scripts against a simple model of the rules: random operations with clock
+//! jumps, retries and lost wake-ups. Known defects must be caught by the same test.
+
+use std::{
+    collections::{BTreeMap, HashMap},
+    sync::Arc,
+};
+
+use proptest::{
+    prelude::*,
+    test_runner::{Config as Runs, RngAlgorithm, TestRng, TestRunner},
+};
+use ticketping::{
+    platform::redis::Redis,
+    serve::queue::scripts::{CheckIn, Code, End, Room, Scripts, Seen, Start},
+};
+use uuid::Uuid;
+
+use crate::support;
+
+/// The sorted set of those who wait: user, number.
+type Line = Vec<(Vec<u8>, u64)>;
+/// The hash of places: user, what stands there.
+type Places = HashMap<Vec<u8>, String>;
+
+const PEOPLE: u8 = 8;
+const CLAIM_MS: i64 = 30_000;
+const WORKING_MS: i64 = 50_000;
+
+/// Jumps are multiples of 20 s, so that every deadline is 10 s from any of them:
+/// what the run itself takes changes nothing.
+#[derive(Clone, Debug)]
+enum Op {
+    Enter(Vec<u8>),
+    CheckIn(u8),
+    Leave(u8),
+    Complete(u8),
+    /// An event or a request that comes once more, with the first number the person ever had.
+    Again(u8, bool),
+    Jump(u8),
+    /// The wake-up was lost for this long, and then the sweep comes.
+    Tick,
+    Limit(u8),
+    Pause(bool),
+    Remaining(u8),
+}
+
+fn ops() -> impl Strategy<Value = Vec<Op>> {
+    let person = 0..PEOPLE;
+    let op = prop_oneof![
+        4 => proptest::collection::vec(person.clone(), 1..4).prop_map(Op::Enter),
+        4 => person.clone().prop_map(Op::CheckIn),
+        2 => person.clone().prop_map(Op::Leave),
+        2 => person.clone().prop_map(Op::Complete),
+        2 => (person, any::<bool>()).prop_map(|(p, done)| Op::Again(p, done)),
+        2 => (1..4_u8).prop_map(Op::Jump),
+        2 => Just(Op::Tick),
+        1 => (0..4_u8).prop_map(Op::Limit),
+        1 => any::<bool>().prop_map(Op::Pause),
+        1 => (0..4_u8).prop_map(Op::Remaining),
+    ];
+    proptest::collection::vec(op, 1..40)
+}
+
+#[derive(Clone, Copy, Debug, PartialEq)]
+struct Turn {
+    number: u64,
+    here: bool,
+    until: i64,
+}
+
+/// The rules, as design says them, with nothing of how they are kept.
+#[derive(Default)]
+struct Model {
+    limit: usize,
+    paused: bool,
+    remaining: i64,
+    now: i64,
+    last: u64,
+    waiting: BTreeMap<u64, u8>,
+    working: HashMap<u8, Turn>,
+}
+
+impl Model {
+    fn settle(&mut self) {
+        let now = self.now;
+        self.working.retain(|_, turn| turn.until > now);
+        if self.remaining == 0 {
+            self.waiting.clear();
+            return;
+        }
+        while !self.paused && self.working.len() < self.limit {
+            let Some((number, person)) = self.waiting.pop_first() else {
+                return;
+            };
+            let until = now + CLAIM_MS;
+            self.working.insert(
+                person,
+                Turn {
+                    number,
+                    here: false,
+                    until,
+                },
+            );
+        }
+    }
+
+    fn number_of(&self, person: u8) -> Option<u64> {
+        let waits = self.waiting.iter().find(|(_, p)| **p == person);
+        waits
+            .map(|(n, _)| *n)
+            .or_else(|| self.working.get(&person).map(|t| t.number))
+    }
+
+    fn enter(&mut self, people: &[u8]) {
+        let now = self.now;
+        self.working.retain(|_, turn| turn.until > now);
+        if self.remaining == 0 {
+            self.waiting.clear();
+        }
+        for &person in people {
+            if self.number_of(person).is_none() && self.remaining > 0 {
+                self.last += 1;
+                self.waiting.insert(self.last, person);
+            }
+        }
+        self.settle();
+        for &person in people {
+            self.arrive(person);
+        }
+    }
+
+    fn arrive(&mut self, person: u8) {
+        let now = self.now;
+        if let Some(turn) = self.working.get_mut(&person)
+            && !turn.here
+        {
+            turn.here = true;
+            turn.until = now + WORKING_MS;
+        }
+    }
+
+    fn check_in(&mut self, person: u8, number: u64) -> &'static str {
+        if let Some(turn) = self.working.get(&person)
+            && turn.number == number
+        {
+            if turn.until <= self.now {
+                self.settle();
+                return "ended";
+            }
+            self.arrive(person);
+            return "working";
+        }
+        match self.waiting.get(&number) {
+            Some(&p) if p == person => "waiting",
+            _ => "ended",
+        }
+    }
+
+    fn end(&mut self, person: u8, number: u64) {
+        if self
+            .working
+            .get(&person)
+            .is_some_and(|t| t.number == number)
+        {
+            self.working.remove(&person);
+        } else if self.waiting.get(&number) == Some(&person) {
+            self.waiting.remove(&number);
+        }
+        self.settle();
+    }
+}
+
+struct Run {
+    room: Room,
+    redis: redis::aio::MultiplexedConnection,
+    base: String,
+    people: Vec<Uuid>,
+    model: Model,
+    first: HashMap<u8, u64>,
+    latest: HashMap<u8, u64>,
+}
+
+type Checked = Result<(), TestCaseError>;
+
+impl Run {
+    async fn new(url: &str, scripts: &Arc<Scripts>, prefix: &str) -> Self {
+        let performance = Uuid::now_v7();
+        let room = Room::new(
+            Redis::connect(url).await.unwrap(),
+            scripts.clone(),
+            prefix,
+            performance,
+        );
+        let field = |name, value: i64| (name, value.to_string());
+        room.init(&Start {
+            epoch: 1,
+            base: 0,
+            ceiling: 10_000,
+            served: 0,
+            recover_ms: 0,
+            fields: vec![
+                field("maxWorking", 2),
+                field("workingTtl", WORKING_MS),
+                field("claimTtl", CLAIM_MS),
+                field("queueFactor", 0),
+                field("remaining", 3),
+                field("pollMin", 1_000),
+                field("pollMax", 1_000),
+                field("pollStep", 0),
+            ],
+        })
+        .await
+        .unwrap();
+        Self {
+            room,
+            redis: redis::Client::open(url)
+                .unwrap()
+                .get_multiplexed_async_connection()
+                .await
+                .unwrap(),
+            base: format!("{prefix}:{{{performance}}}:"),
+            people: (0..PEOPLE).map(|_| Uuid::now_v7()).collect(),
+            model: Model {
+                limit: 2,
+                remaining: 3,
+                ..Model::default()
+            },
+            first: HashMap::new(),
+            latest: HashMap::new(),
+        }
+    }
+
+    async fn set(&mut self, field: &str, value: i64) {
+        redis::cmd("HSET")
+            .arg(format!("{}meta", self.base))
+            .arg(field)
+            .arg(value)
+            .query_async::<i64>(&mut self.redis)
+            .await
+            .unwrap();
+    }
+
+    async fn step(&mut self, op: &Op) -> Checked {
+        let seen = Seen::default();
+        let fail = |e: &dyn std::fmt::Display| TestCaseError::fail(e.to_string());
+        match op {
+            Op::Enter(who) => {
+                let users: Vec<Uuid> = who.iter().map(|&p| self.people[usize::from(p)]).collect();
+                let batch = self.room.enter(seen, &users).await.map_err(|e| fail(&e))?;
+                self.model.enter(who);
+                for (&person, outcome) in who.iter().zip(&batch.outcomes) {
+                    let number = self.model.number_of(person);
+                    let works = self.model.working.contains_key(&person);
+                    let want = match (number, works) {
+                        (Some(_), true) => Code::Working,
+                        (Some(_), false) => Code::Waiting,
+                        (None, _) => Code::SoldOut,
+                    };
+                    prop_assert_eq!(outcome.code, want);
+                    if let Some(number) = number {
+                        prop_assert_eq!(outcome.number, number);
+                        self.first.entry(person).or_insert(number);
+                        self.latest.insert(person, number);
+                    }
+                }
+            }
+            Op::CheckIn(person) => {
+                let Some(&number) = self.latest.get(person) else {
+                    return Ok(());
+                };
+                let user = self.people[usize::from(*person)];
+                let got = self.room.check_in(seen, user, number, 1).await;
+                let got = match got.map_err(|e| fail(&e))? {
+                    CheckIn::Working(_) => "working",
+                    CheckIn::Waiting(_) => "waiting",
+                    CheckIn::Ended { .. } => "ended",
+                    CheckIn::Closed(_) | CheckIn::Old => "odd",
+                };
+                prop_assert_eq!(got, self.model.check_in(*person, number));
+            }
+            Op::Leave(person) => {
+                self.end(*person, End::Left, self.latest.get(person).copied())
+                    .await?
+            }
+            Op::Complete(person) => {
+                self.end(*person, End::Completed, self.latest.get(person).copied())
+                    .await?;
+            }
+            Op::Again(person, done) => {
+                let reason = if *done { End::Completed } else { End::Left };
+                self.end(*person, reason, self.first.get(person).copied())
+                    .await?;
+            }
+            Op::Jump(spans) => {
+                self.model.now += i64::from(*spans) * 20_000;
+                self.set("skew", self.model.now).await;
+            }
+            Op::Tick => {
+                self.room.tick(seen, -1).await.map_err(|e| fail(&e))?;
+                self.model.settle();
+            }
+            Op::Limit(limit) => {
+                self.model.limit = usize::from(*limit);
+                self.set("maxWorking", i64::from(*limit)).await;
+            }
+            Op::Pause(paused) => {
+                self.model.paused = *paused;
+                self.set("paused", i64::from(*paused)).await;
+            }
+            Op::Remaining(seats) => {
+                self.model.remaining = i64::from(*seats);
+                self.set("remaining", i64::from(*seats)).await;
+            }
+        }
+        self.compare().await
+    }
+
+    async fn end(&mut self, person: u8, reason: End, number: Option<u64>) -> Checked {
+        let Some(number) = number else { return Ok(()) };
+        let user = self.people[usize::from(person)];
+        self.room
+            .end(Seen::default(), reason, &[(user, number)])
+            .await
+            .map_err(|e| TestCaseError::fail(e.to_string()))?;
+        self.model.end(person, number);
+        Ok(())
+    }
+
+    /// What stands in Redis is what the rules say, person for person.
+    async fn compare(&mut self) -> Checked {
+        let (wait, place): (Line, Places) = redis::pipe()
+            .cmd("ZRANGE")
+            .arg(format!("{}wait", self.base))
+            .arg(0)
+            .arg(-1)
+            .arg("WITHSCORES")
+            .hgetall(format!("{}place", self.base))
+            .query_async(&mut self.redis)
+            .await
+            .unwrap();
+        let who = |user: &[u8]| self.people.iter().position(|p| p.as_bytes() == user);
+        let waits: Vec<(u64, usize)> = wait
+            .iter()
+            .map(|(user, number)| (*number, who(user).unwrap()))
+            .collect();
+        let want: Vec<(u64, usize)> = self
+            .model
+            .waiting
+            .iter()
+            .map(|(n, p)| (*n, usize::from(*p)))
+            .collect();
+        prop_assert_eq!(waits, want, "who waits");
+        let mut works: Vec<(usize, String)> = place
+            .iter()
+            .map(|(user, place)| (who(user).unwrap(), place.clone()))
+            .collect();
+        works.sort();
+        let mut want: Vec<(usize, String)> = self
+            .model
+            .working
+            .iter()
+            .map(|(p, t)| {
+                let state = if t.here { 'A' } else { 'C' };
+                (usize::from(*p), format!("{},{state}", t.number))
+            })
+            .collect();
+        want.sort();
+        prop_assert_eq!(works, want, "who works");
+        Ok(())
+    }
+}
+
+/// Runs `cases` random histories; the first that breaks the rules.
+async fn check(scripts: Scripts, cases: u32) -> Result<(), String> {
+    let url = support::stores().await.redis_url.clone();
+    let (scripts, prefix) = (Arc::new(scripts), support::prefix());
+    tokio::task::spawn_blocking(move || {
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()
+            .unwrap();
+        let runs = Runs {
+            cases,
+            failure_persistence: None,
+            max_shrink_iters: 200,
+            ..Runs::default()
+        };
+        let rng = TestRng::from_seed(RngAlgorithm::ChaCha, &[42; 32]);
+        TestRunner::new_with_rng(runs, rng)
+            .run(&ops(), |ops| {
+                runtime.block_on(async {
+                    let mut run = Run::new(&url, &scripts, &prefix).await;
+                    for op in &ops {
+                        run.step(op).await?;
+                    }
+                    Ok(())
+                })
+            })
+            .map_err(|e| e.to_string())
+    })
+    .await
+    .unwrap()
+}
+
+#[tokio::test]
+async fn random_histories_follow_the_rules() {
+    if let Err(broken) = check(Scripts::default(), 150).await {
+        panic!("{broken}");
+    }
+}
+
+/// A defect of the scripts: what is replaced, and by what.
+const MUTANTS: &[(&str, &str, &str)] = &[
+    (
+        "promotes without looking at the limit",
+        "local room = q.maxWorking - redis.call('ZCARD', q.work)",
+        "local room = Q_BATCH",
+    ),
+    (
+        "counts one too many",
+        "q.maxWorking - redis.call('ZCARD', q.work)",
+        "q.maxWorking + 1 - redis.call('ZCARD', q.work)",
+    ),
+    (
+        "entering again goes to the back",
+        "elseif waits[i] then",
+        "elseif false then",
+    ),
+    (
+        "never sweeps",
+        "redis.call('ZRANGEBYSCORE', q.work, '-inf', q.now,",
+        "redis.call('ZRANGEBYSCORE', q.work, '-inf', 0,",
+    ),
+    (
+        "an order gives up a later place of the same person",
+        "if q_working(q, user) == number then",
+        "if q_working(q, user) then",
+    ),
+    (
+        "every check-in renews the turn",
+        "if state == 'C' then\n      deadline",
+        "if true then\n      deadline",
+    ),
+    (
+        "a freed slot waits for the sweep",
+        "q_promote(q)\nreturn { 'ok', ended }",
+        "return { 'ok', ended }",
+    ),
+    ("admits while paused", "return q.paused ~= 1 and", "return"),
+    (
+        "admits while a lower number waits",
+        "local number = tonumber(next_up[i + 1])\n",
+        "local number = tonumber(next_up[#next_up])\n",
+    ),
+    (
+        "keeps who waits when the last seat goes",
+        "redis.call('UNLINK', q.wait)",
+        "",
+    ),
+];
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn every_known_defect_is_caught() {
+    for (what, from, to) in MUTANTS {
+        let found = std::cell::Cell::new(false);
+        let scripts = Scripts::with(|text| {
+            found.set(found.get() || text.contains(from));
+            text.replace(from, to)
+        });
+        assert!(found.get(), "the defect \"{what}\" has nothing to replace");
+        assert!(check(scripts, 300).await.is_err(), "not caught: {what}");
+    }
+}

@@ -1,0 +1,183 @@
+//! What one person and a few meet.
+
+use std::time::Duration;
+
+use http::{Method, StatusCode};
+use serde_json::json;
+use uuid::Uuid;
+
+use super::world::*;
+use ticketping::serve::queue::Config;
+
+#[tokio::test]
+async fn a_newcomer_with_room_works_at_once_and_the_next_wait_in_order() {
+    let world = World::new(Config {
+        max_working: 2,
+        ..config()
+    })
+    .await;
+    let at = world.instance().await;
+    let people: Vec<Uuid> = (0..5).map(|_| Uuid::now_v7()).collect();
+    let mut places = Vec::new();
+    for (i, user) in people.iter().enumerate() {
+        let (code, place) = world.enter(&at, *user).await;
+        assert_eq!(code, StatusCode::CREATED, "{place}");
+        assert_eq!(number(&place), i as u64 + 1);
+        let want = if i < 2 { "WORKING" } else { "WAITING" };
+        assert_eq!(status(&place), want, "{place}");
+        assert_eq!(place["expiresAt"].is_string(), i < 2);
+        if i >= 2 {
+            assert_eq!(place["position"], i as u64 - 1, "{place}");
+        }
+        places.push(place);
+    }
+    // Entering again keeps the place.
+    let (code, again) = world.enter(&at, people[3]).await;
+    assert_eq!((code, number(&again)), (StatusCode::OK, 4));
+
+    // A completed order admits the next, whose next poll checks in.
+    world.confirm(&at, people[0], 1).await;
+    let third = world.admitted(&at, &token(&places[2])).await;
+    let (code, _) = world.ask(&at, &token(&places[0])).await;
+    assert_eq!(code, StatusCode::GONE);
+
+    // Leaving while waiting moves the others up; leaving while working admits.
+    assert_eq!(world.leave(&at, &token(&places[3])).await.0, 204);
+    assert_eq!(world.leave(&at, &token(&third)).await.0, 204);
+    world.admitted(&at, &token(&places[4])).await;
+    assert_eq!(world.ask(&at, &token(&third)).await.0, StatusCode::GONE);
+    // Leaving twice is no error.
+    assert_eq!(world.leave(&at, &token(&third)).await.0, 204);
+    let ended: i64 = sqlx::query_scalar("select count(*) from ended_turns")
+        .fetch_one(&world.pool)
+        .await
+        .unwrap();
+    assert_eq!(ended, 3, "every ended turn is noted before its end is told");
+}
+
+#[tokio::test]
+async fn tokens_that_prove_nothing_here_are_refused() {
+    let world = World::new(config()).await;
+    let at = world.instance().await;
+    let user = Uuid::now_v7();
+    let (_, place) = world.enter(&at, user).await;
+    let good = token(&place);
+    let mut tampered = good.clone().into_bytes();
+    tampered[40] = if tampered[40] == b'A' { b'B' } else { b'A' };
+    let tampered = String::from_utf8(tampered).unwrap();
+    for bad in ["", "x", &tampered] {
+        let (code, body) = world.ask(&at, bad).await;
+        assert_eq!(code, 401);
+        assert_eq!(body["code"], "INVALID_QUEUE_TOKEN");
+    }
+    let me = format!("{}/me", world.tokens());
+    let (code, body) = call(&at, Method::GET, &me, &[], None).await;
+    assert_eq!(
+        (code.as_u16(), &body["code"]),
+        (401, &json!("INVALID_QUEUE_TOKEN"))
+    );
+    // Another performance's.
+    let elsewhere = World::new(config()).await;
+    let (_, foreign) = elsewhere.enter(&elsewhere.instance().await, user).await;
+    assert_eq!(world.ask(&at, &token(&foreign)).await.0, 401);
+    // Another user's access token beside it.
+    let access = format!("Bearer {}", world.access(Uuid::now_v7()));
+    let headers = [("queue-token", good.as_str()), ("authorization", &access)];
+    let (code, body) = call(&at, Method::GET, &me, &headers, None).await;
+    assert_eq!(
+        (code.as_u16(), &body["code"]),
+        (401, &json!("INVALID_QUEUE_TOKEN"))
+    );
+    let access = format!("Bearer {}", world.access(user));
+    let headers = [("queue-token", good.as_str()), ("authorization", &access)];
+    assert_eq!(call(&at, Method::GET, &me, &headers, None).await.0, 200);
+    // Unknown performances.
+    let path = format!("/api/v1/queues/{}/tokens", Uuid::now_v7());
+    let (code, body) = call(
+        &at,
+        Method::POST,
+        &path,
+        &[("authorization", &access)],
+        None,
+    )
+    .await;
+    assert_eq!(
+        (code.as_u16(), &body["code"]),
+        (404, &json!("PERFORMANCE_NOT_FOUND"))
+    );
+}
+
+#[tokio::test]
+async fn a_claim_not_taken_is_a_no_show_and_a_turn_not_used_lapses() {
+    let world = World::new(Config {
+        max_working: 1,
+        working_ttl: Duration::from_millis(1_500),
+        claim_ttl: Duration::from_secs(1),
+        ..config()
+    })
+    .await;
+    let at = world.instance().await;
+    let mut places = Vec::new();
+    for _ in 0..3 {
+        places.push(world.enter(&at, Uuid::now_v7()).await.1);
+    }
+    assert_eq!(status(&places[0]), "WORKING");
+    // The first lapses; the second is admitted and never comes; the third is admitted.
+    let took = until(Duration::from_secs(8), async || {
+        world.meta("noShows").await == Some(1)
+    })
+    .await;
+    assert!(took.is_some(), "the second's claim window ends");
+    assert_eq!(world.meta("lapsed").await, Some(1));
+    let (code, third) = world.ask(&at, &token(&places[2])).await;
+    assert_eq!((code.as_u16(), status(&third)), (200, "WORKING"));
+    for gone in &places[..2] {
+        let (code, body) = world.ask(&at, &token(gone)).await;
+        assert_eq!(
+            (code.as_u16(), &body["code"]),
+            (410, &json!("QUEUE_TOKEN_EXPIRED"))
+        );
+    }
+    let reasons: Vec<String> = sqlx::query_scalar("select reason from ended_turns order by number")
+        .fetch_all(&world.pool)
+        .await
+        .unwrap();
+    assert_eq!(reasons, ["LAPSED", "NO_SHOW"]);
+}
+
+#[tokio::test]
+async fn who_polls_as_told_from_far_away_finds_the_claim_still_open() {
+    // A step of 2 s a person: 20 people back is told 40 s, so the window is a minute,
+    // though claimTtl is a second.
+    let world = World::new(Config {
+        max_working: 1,
+        claim_ttl: Duration::from_secs(1),
+        ..config()
+    })
+    .await;
+    let at = world.instance().await;
+    world.enter(&at, Uuid::now_v7()).await;
+    world.set_meta("pollStep", 2_000).await;
+    for _ in 0..20 {
+        world.enter(&at, Uuid::now_v7()).await;
+    }
+    world.patch(&at, json!({"maxWorking": 50})).await;
+    world.set_meta("pollStep", 2_000).await;
+    until(Duration::from_secs(3), async || world.working().await == 21).await;
+    let last: Vec<(Vec<u8>, i64)> = redis::cmd("ZRANGE")
+        .arg(world.key("work"))
+        .arg(0)
+        .arg(-1)
+        .arg("WITHSCORES")
+        .query_async(&mut world.redis().await)
+        .await
+        .unwrap();
+    let claims: Vec<i64> = last.iter().map(|(_, at)| at - now_ms()).collect();
+    assert_eq!(claims.len(), 21);
+    assert!(
+        claims
+            .iter()
+            .any(|&ms| (55_000..=65_000).contains(&ms) && ms != 60_000),
+        "{claims:?}"
+    );
+}

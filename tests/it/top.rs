@@ -1,0 +1,285 @@
+//! `ticketping top` as an operator uses it: in tmux, against a real server with
+//! people in its queue. Keys do what the footer says, pausing really pauses, a
+//! lost server is a state, and the terminal is clean afterwards.
+
+use std::path::Path;
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use axum::http::Method;
+
+use crate::journey::Embedded;
+use crate::journey::process::{self, BIN, Process};
+use crate::journey::steps::Sale;
+use crate::support;
+
+/// A terminal of its own, on a tmux server of its own.
+struct Terminal {
+    socket: String,
+}
+
+impl Terminal {
+    fn open(columns: u16, lines: u16) -> Self {
+        let socket = format!(
+            "top-test-{}-{}",
+            std::process::id(),
+            uuid::Uuid::now_v7().simple()
+        );
+        let terminal = Self { socket };
+        let (columns, lines) = (columns.to_string(), lines.to_string());
+        terminal.tmux(&[
+            "-f",
+            "/dev/null",
+            "new-session",
+            "-d",
+            "-x",
+            &columns,
+            "-y",
+            &lines,
+            "sh",
+        ]);
+        terminal.tmux(&["set", "-g", "status", "off"]);
+        terminal
+    }
+
+    fn tmux(&self, args: &[&str]) -> String {
+        let output = Command::new("tmux")
+            .args(["-u", "-L", &self.socket])
+            .args(args)
+            .output();
+        let output = output.expect("tmux is installed");
+        assert!(
+            output.status.success(),
+            "tmux {args:?}: {}",
+            String::from_utf8_lossy(&output.stderr)
+        );
+        String::from_utf8_lossy(&output.stdout).into_owned()
+    }
+
+    fn screen(&self) -> String {
+        self.tmux(&["capture-pane", "-p"])
+    }
+
+    fn press(&self, key: &str) {
+        self.tmux(&["send-keys", key]);
+    }
+
+    fn type_in(&self, text: &str) {
+        self.tmux(&["send-keys", "-l", text]);
+    }
+
+    /// The screen, once it shows `words`.
+    async fn shows(&self, words: &str) -> String {
+        let begun = Instant::now();
+        loop {
+            let screen = self.screen();
+            if screen.contains(words) {
+                return screen;
+            }
+            assert!(
+                begun.elapsed() < Duration::from_secs(20),
+                "never {words:?} in:\n{screen}"
+            );
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    }
+}
+
+impl Drop for Terminal {
+    fn drop(&mut self) {
+        let _ = Command::new("tmux")
+            .args(["-L", &self.socket, "kill-server"])
+            .output();
+    }
+}
+
+async fn overview(dir: &Path) -> serde_json::Value {
+    let (code, out, err) = process::run(
+        &[
+            "top",
+            "--data-dir",
+            dir.to_str().unwrap(),
+            "--once",
+            "--json",
+        ],
+        &[],
+    )
+    .await;
+    assert_eq!(code, 0, "{err}");
+    assert_eq!(out.lines().count(), 1, "one line: {out}");
+    serde_json::from_str(&out).unwrap()
+}
+
+/// A sale where two work and the rest wait.
+async fn busy_sale() -> (Embedded, Sale, String) {
+    let server = Embedded::start(support::data_dir(), &[]).await;
+    let numbers = [
+        "--performances",
+        "1",
+        "--schedules",
+        "1",
+        "--seats",
+        "40",
+        "--users",
+        "8",
+    ];
+    let buyers = server
+        .seed(&[&numbers[..], &["--max-working", "2"]].concat())
+        .await;
+    let sale = Sale {
+        api: server.api.clone(),
+        stripe: server.stripe.clone(),
+        buyers,
+    };
+    let (performance, _) = crate::journey::steps::the_performance(&sale).await;
+    for buyer in &sale.buyers[..5] {
+        crate::journey::steps::enter(&sale, buyer, &performance).await;
+    }
+    (server, sale, performance)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_operator_watches_pauses_and_resumes_a_sale() {
+    let (server, sale, performance) = busy_sale().await;
+    let terminal = Terminal::open(100, 30);
+    let dir = server.dir.to_str().unwrap().to_owned();
+    terminal.type_in("clear; stty -a > /dev/null; echo before");
+    terminal.press("Enter");
+    terminal.shows("before").await;
+    terminal.type_in(&format!("{BIN} top --data-dir {dir}; echo left with $?"));
+    terminal.press("Enter");
+
+    // What the server says is what the screen says.
+    terminal.shows("1 queues  waiting 3  working 2/2").await;
+    let figures = overview(&server.dir).await;
+    assert_eq!(figures["queues"][0]["waiting"], 3);
+    assert_eq!(figures["queues"][0]["working"], 2);
+
+    terminal.press("Enter");
+    let detail = terminal.shows("Last events").await;
+    assert!(detail.contains("p pause"), "{detail}");
+    terminal.press("p");
+    terminal.shows("Reason").await;
+    terminal.press("Enter");
+    terminal.shows("a reason is needed").await;
+    terminal.type_in("drill of the night");
+    terminal.press("Enter");
+    terminal.shows("because drill of the night").await;
+    terminal.press("y");
+    terminal.shows("Done.").await;
+    terminal.press("Enter");
+    terminal.shows("PAUSED").await;
+    terminal.shows("paused no → yes: drill of the night").await;
+
+    // Pausing really pauses: the raised limit lets nobody in.
+    let patch = serde_json::json!({"maxWorking": 5, "reason": "test"});
+    change(&server, &performance, patch).await;
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    assert_eq!(overview(&server.dir).await["queues"][0]["working"], 2);
+    crate::journey::steps::enter(&sale, &sale.buyers[5], &performance).await;
+    terminal.shows("Waiting 4").await;
+
+    terminal.press("p");
+    terminal.shows("Resume").await;
+    terminal.type_in("over");
+    terminal.press("Enter");
+    terminal.press("y");
+    terminal.shows("Done.").await;
+    terminal.press("Enter");
+    terminal.shows("working 5/5").await;
+
+    terminal.press("q");
+    let screen = terminal.shows("left with 0").await;
+    // A narrow terminal breaks the line wherever it ends.
+    let unbroken = screen.replace('\n', "");
+    assert!(
+        unbroken.contains("before") && !screen.contains("Last events"),
+        "not as before:\n{screen}"
+    );
+    assert_eq!(server.process.interrupt().await, Some(0));
+}
+
+async fn change(server: &Embedded, performance: &str, body: serde_json::Value) {
+    let token = std::fs::read_to_string(server.dir.join("ops-token")).unwrap();
+    let auth = format!("Bearer {}", token.trim());
+    let path = format!("/admin/v1/queues/{performance}");
+    let headers = [
+        ("authorization", auth.as_str()),
+        ("content-type", "application/json"),
+    ];
+    let reply = server
+        .api
+        .send(Method::PATCH, &path, &headers, body.to_string())
+        .await;
+    reply.expect(200);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_lost_server_is_a_state_and_comes_back() {
+    let (server, _, _) = busy_sale().await;
+    let terminal = Terminal::open(80, 24);
+    let dir = server.dir.clone();
+    terminal.type_in(&format!(
+        "NO_COLOR=1 {BIN} top --data-dir {} --read-only",
+        dir.display()
+    ));
+    terminal.press("Enter");
+    terminal.shows("read-only").await;
+    terminal.shows("waiting 3").await;
+    server.process.kill().await;
+    let lost = terminal.shows("SERVER LOST for").await;
+    assert!(
+        lost.contains("waiting 3") && lost.contains("figures are old"),
+        "{lost}"
+    );
+    terminal.shows("LOST_SERVER").await;
+
+    let log = dir.with_extension("log");
+    let any = "127.0.0.1:0";
+    let args = [
+        "serve",
+        "all",
+        "--data-dir",
+        dir.to_str().unwrap(),
+        "--listen",
+        any,
+        "--ops-listen",
+        any,
+        "--stripe-sandbox-listen",
+        any,
+    ];
+    let again = Process::start(&args, &[], &log);
+    process::runtime_file(&dir, &log).await;
+    // On another port, found by the data directory; r does not wait for the next try.
+    terminal.press("r");
+    terminal.shows("live").await;
+    terminal.press("C-c");
+    assert_eq!(again.interrupt().await, Some(0));
+}
+
+#[tokio::test]
+async fn without_a_server_it_says_so_and_leaves_the_terminal_alone() {
+    let dir = support::data_dir();
+    for extra in [&["--once"][..], &["--json", "--once"], &[]] {
+        let args = [&["top", "--data-dir", dir.to_str().unwrap()], extra].concat();
+        let (code, out, err) = process::run(&args, &[]).await;
+        assert_eq!((code, out.as_str()), (1, ""), "{extra:?}: {err}");
+        assert!(err.contains("ticketping serve all"), "{err}");
+    }
+    let refused = [
+        "top",
+        "--url",
+        "http://127.0.0.1:9",
+        "--token",
+        "x",
+        "--once",
+    ];
+    let (code, _, err) = process::run(&refused, &[]).await;
+    assert_eq!(code, 1);
+    assert!(
+        err.contains("127.0.0.1:9") && err.contains("refused"),
+        "{err}"
+    );
+    let usage = process::run(&["top", "--interval", "soon"], &[]).await;
+    assert_eq!(usage.0, 2, "{}", usage.2);
+}
