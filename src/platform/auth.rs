@@ -22,7 +22,7 @@ use subtle::ConstantTimeEq;
 use utoipa::ToSchema;
 use uuid::Uuid;
 
-use super::{problem::Problem, secret::Secret};
+use super::{eddsa, problem::Problem, secret::Secret};
 
 /// The `iss` of our tokens: another issuer's token is not ours, whatever key signed it.
 pub const ISSUER: &str = "ticketping";
@@ -151,6 +151,7 @@ impl Signer {
     }
 
     fn new(key: &SigningKey) -> Result<Self, String> {
+        eddsa::install();
         let public = key.verifying_key().to_bytes();
         let kid = hex::encode(&Sha256::digest(public)[..8]);
         let der = key.to_pkcs8_der().map_err(|e| e.to_string())?;
@@ -204,6 +205,7 @@ impl Verifier {
     /// # Errors
     /// When a key of the set is not an Ed25519 key.
     pub fn new(jwks: &Jwks) -> Result<Self, String> {
+        eddsa::install();
         let this = Self {
             keys: Arc::default(),
             verified: Arc::new(Cache::new(VERIFIED_MAX)),

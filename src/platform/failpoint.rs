@@ -55,6 +55,7 @@ pub const MUTANTS: &[&str] = &[
     "orders.free_before_final",
     "orders.confirm_expired",
     "orders.skip_limit",
+    "top.panic_in_help",
 ];
 
 struct Armed {

@@ -3,6 +3,7 @@
 
 pub mod auth;
 pub mod db;
+mod eddsa;
 pub mod edge;
 pub mod embedded;
 pub mod events;

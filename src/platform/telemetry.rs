@@ -2,7 +2,7 @@
 
 use std::io::IsTerminal;
 
-use tracing_subscriber::{EnvFilter, fmt, layer::SubscriberExt, util::SubscriberInitExt};
+use tracing_subscriber::{filter::Targets, fmt, layer::SubscriberExt, util::SubscriberInitExt};
 
 /// How log lines look.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
@@ -18,7 +18,9 @@ pub enum LogFormat {
 /// # Errors
 /// When `filter` is malformed.
 pub fn start(format: LogFormat, filter: &str) -> Result<(), String> {
-    let filter = EnvFilter::try_new(filter)
+    // Not `EnvFilter`: its filters by span and field bring a regex engine along.
+    let filter: Targets = filter
+        .parse()
         .map_err(|e| format!("--log {filter}: {e}; want a level (info) or target=level,…"))?;
     let registry = tracing_subscriber::registry().with(filter);
     let started = match format {

@@ -173,6 +173,25 @@ pub struct StoreArgs {
     /// with `serve all`]
     #[arg(long, env = "TICKETPING_KAFKA_BROKERS", value_name = "BROKERS")]
     pub kafka_brokers: Option<String>,
+    /// In front of every Kafka topic and consumer group, so that several installations can share
+    /// one cluster
+    #[arg(
+        long,
+        env = "TICKETPING_KAFKA_PREFIX",
+        value_name = "PREFIX",
+        default_value = "ticketping",
+        value_parser = kafka_prefix
+    )]
+    pub kafka_prefix: String,
+}
+
+/// What Kafka takes in a topic's name; short enough for what follows the prefix.
+fn kafka_prefix(given: &str) -> Result<String, String> {
+    let fits = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | '-');
+    if (1..=200).contains(&given.len()) && given.chars().all(fits) {
+        return Ok(given.to_owned());
+    }
+    Err("1 to 200 letters, digits, '.', '_' and '-' are what a Kafka topic's name takes".to_owned())
 }
 
 impl StoreArgs {

@@ -17,7 +17,7 @@ use super::{
 use crate::platform::{
     auth::{Internal, InternalSecret, Signer},
     db,
-    events::{Outbox, Subscription},
+    events::{Outbox, Subscription, Watch},
     failure::Failure,
     http::{Json, finish},
     metrics::Metrics,
@@ -40,6 +40,8 @@ pub(super) struct Build {
     pub(super) slots: Vec<(RoleName, Slot)>,
     pub(super) outboxes: Vec<Outbox>,
     pub(super) subscriptions: Vec<Subscription>,
+    /// Who shows the figures of this process's events.
+    pub(super) watches: Vec<Watch>,
     pub(super) checks: Vec<(&'static str, Check)>,
     /// Signs access tokens, where the users role is here.
     pub(super) signer: Option<Signer>,
@@ -74,6 +76,7 @@ impl Build {
             slots: here.iter().map(|role| (*role, Slot::default())).collect(),
             outboxes: Vec::new(),
             subscriptions: Vec::new(),
+            watches: Vec::new(),
             checks: Vec::new(),
             signer: None,
             stripe_url: String::new(),

@@ -80,6 +80,7 @@ impl Embedded {
             ops_url: ops_url.to_owned(),
             stripe_url: build.stripe_url.clone(),
             redis_url: stores.redis()?.to_owned(),
+            redis_prefix: stores.redis_prefix.clone(),
             database_url: stores.database()?.to_owned(),
         };
         self.write_ops_token(build).map_err(fail)?;

@@ -152,6 +152,7 @@ async fn add_performances(build: &mut Build) -> Result<(), Failure> {
     build
         .subscriptions
         .extend(performances::subscriptions(&state));
+    build.watches.push(state.events().clone());
     let (router, _) = split(performances::router(state.clone()));
     let ready = check(&state, |s| async move { performances::ready(&s).await });
     build.add(RoleName::Performances, router, ready);
@@ -179,6 +180,7 @@ async fn add_payments(build: &mut Build, verifier: &Verifier) -> Result<(), Fail
     payments::tasks(&state, &build.tasks);
     build.outboxes.push(payments::outbox(&state));
     build.subscriptions.extend(payments::subscriptions(&state));
+    build.watches.push(state.events().clone());
     let (router, _) = split(payments::router(state.clone()));
     let ready = check(&state, |s| async move { payments::ready(&s).await });
     build.add(RoleName::Payments, router, ready);
@@ -213,6 +215,7 @@ async fn add_reservations(build: &mut Build, verifier: &Verifier) -> Result<(), 
     build
         .subscriptions
         .extend(reservations::subscriptions(&state));
+    build.watches.push(state.events().clone());
     let (router, _) = split(reservations::router(state.clone()));
     let ready = check(&state, |s| async move { reservations::ready(&s).await });
     build.add(RoleName::Reservations, router, ready);
@@ -272,6 +275,7 @@ async fn add_queue(build: &mut Build, verifier: &Verifier) -> Result<queue::Stat
     });
     queue::tasks(&state, &build.tasks);
     build.subscriptions.extend(queue::subscriptions(&state));
+    build.watches.push(state.events().clone());
     let (router, _) = split(queue::router(state.clone()));
     let ready = check(&state, |s| async move { queue::ready(&s).await });
     build.add(RoleName::Queue, router, ready);
@@ -286,7 +290,10 @@ fn start_events(build: &mut Build) -> Result<(), Failure> {
         return Ok(());
     }
     let bus = match &build.args.stores.kafka_brokers {
-        Some(brokers) => Bus::Kafka(KafkaConfig::new(brokers)),
+        Some(brokers) => Bus::Kafka(KafkaConfig {
+            prefix: build.args.stores.kafka_prefix.clone(),
+            ..KafkaConfig::new(brokers)
+        }),
         None if build.args.role == Role::All => Bus::Local,
         None => {
             return Err(Failure::Usage(
@@ -294,8 +301,12 @@ fn start_events(build: &mut Build) -> Result<(), Failure> {
             ));
         }
     };
-    bus.start(outboxes, subscriptions, &build.tasks, &build.metrics)
+    let figures = bus
+        .start(outboxes, subscriptions, &build.tasks, &build.metrics)
         .map_err(Failure::Failed)?;
+    for watch in build.watches.drain(..) {
+        watch.start(&figures);
+    }
     Ok(())
 }
 

@@ -16,7 +16,7 @@ use ticketping::platform::events::{
     Bus, Event, Figures, HandlerError, KafkaConfig, NewEvent, Outbox, OutboxSignal, Subscription,
     dead, handler, inbox, outbox,
 };
-use ticketping::platform::{db, metrics::Metrics, tasks::Tasks};
+use ticketping::platform::{db, metrics::Metrics, overview::Health, tasks::Tasks};
 use uuid::Uuid;
 
 use crate::support;
@@ -204,7 +204,13 @@ async fn events_travel_in_order_and_act_once() {
     rig.until_effects(100).await;
     assert_each_once_in_order(&rig.effects().await, &keys, 10);
     eventually("nothing is behind", async || {
-        figures.overview().kafka_lag == Some(0)
+        figures.overview_of("counter").kafka_lag == Some(0)
+    })
+    .await;
+    eventually("the broker is seen to answer", async || {
+        figures
+            .kafka()
+            .is_some_and(|kafka| kafka.state == Health::Up && kafka.detail == "1 broker")
     })
     .await;
 
@@ -415,7 +421,7 @@ async fn a_killed_broker_loses_nothing() {
     let mut broker = Kafka::start().await;
     let rig = Rig::new(&broker.bootstrap).await;
     rig.produce();
-    rig.consume(&rig.tasks, rig.counting("one"));
+    let figures = rig.consume(&rig.tasks, rig.counting("one"));
     let keys: Vec<Uuid> = (0..10).map(|_| Uuid::now_v7()).collect();
     for value in 0..9 {
         for key in &keys {
@@ -426,6 +432,12 @@ async fn a_killed_broker_loses_nothing() {
         }
         if value == 3 {
             broker.kill();
+            eventually("the broker is seen to be away", async || {
+                figures
+                    .kafka()
+                    .is_some_and(|kafka| kafka.state == Health::Down)
+            })
+            .await;
         }
         if value == 6 {
             broker = broker.start_again().await;

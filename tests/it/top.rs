@@ -283,3 +283,31 @@ async fn without_a_server_it_says_so_and_leaves_the_terminal_alone() {
     let usage = process::run(&["top", "--interval", "soon"], &[]).await;
     assert_eq!(usage.0, 2, "{}", usage.2);
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_panic_gives_the_terminal_back_and_is_seen() {
+    let terminal = Terminal::open(100, 30);
+    // Nobody answers there: the frame is drawn all the same.
+    terminal.type_in(&format!(
+        "TICKETPING_MUTANT=top.panic_in_help {BIN} top --url http://127.0.0.1:9 --token x"
+    ));
+    terminal.press("Enter");
+    terminal.shows("SERVER LOST").await;
+    assert_eq!(
+        terminal.tmux(&["display", "-p", "#{alternate_on}"]).trim(),
+        "1"
+    );
+    terminal.press("?");
+    let left = terminal.shows("a defect that a test asked for").await;
+    assert_eq!(
+        terminal
+            .tmux(&["display", "-p", "#{alternate_on} #{cursor_flag}"])
+            .trim(),
+        "0 1",
+        "{left}"
+    );
+    // The shell reads lines and echoes them again.
+    terminal.type_in("stty -a | tr ' ' '\\n' | grep -x -e icanon -e echo | xargs echo modes:");
+    terminal.press("Enter");
+    terminal.shows("modes: icanon echo").await;
+}

@@ -8,7 +8,10 @@ mod books;
 mod live;
 mod stripe;
 
-use std::{path::PathBuf, time::Duration};
+use std::{
+    path::{Path, PathBuf},
+    time::Duration,
+};
 
 use serde::Serialize;
 use sqlx::PgPool;
@@ -22,6 +25,8 @@ use crate::{
 
 /// Rows named for each check; the count says how many there are.
 const NAMED_MAX: usize = 20;
+/// What Redis keys begin with where nobody says otherwise.
+const DEFAULT_PREFIX: &str = "tp";
 /// Between two looks while waiting for the books to come to rest.
 const LOOK_EVERY: Duration = Duration::from_millis(500);
 
@@ -54,14 +59,9 @@ pub struct Args {
         value_name = "URL"
     )]
     pub redis_url: Option<Secret>,
-    /// What Redis keys begin with
-    #[arg(
-        long,
-        env = "TICKETPING_REDIS_PREFIX",
-        value_name = "PREFIX",
-        default_value = "tp"
-    )]
-    pub redis_prefix: String,
+    /// What Redis keys begin with [default: as the embedded server says; else tp]
+    #[arg(long, env = "TICKETPING_REDIS_PREFIX", value_name = "PREFIX")]
+    pub redis_prefix: Option<String>,
     /// The Stripe sandbox, whose ledger is compared with the payments
     #[arg(long, env = "TICKETPING_STRIPE_URL", value_name = "URL")]
     pub stripe_url: Option<String>,
@@ -204,32 +204,56 @@ pub async fn run(args: Args) -> Result<u8, Failure> {
 
 impl Args {
     fn config(self) -> Result<Config, Failure> {
-        let mut config = Config {
-            database_url: String::new(),
-            redis_url: self.redis_url.map(|u| u.expose().to_owned()),
-            redis_prefix: self.redis_prefix,
-            stripe: self.stripe_url.zip(self.stripe_secret_key),
-            wait: self.wait,
-        };
+        let stripe = self.stripe_url.zip(self.stripe_secret_key);
+        let redis_url = self.redis_url.map(|u| u.expose().to_owned());
         if let Some(url) = self.database_url {
-            config.database_url = url.expose().to_owned();
-            return Ok(config);
+            return Ok(Config {
+                database_url: url.expose().to_owned(),
+                redis_url,
+                redis_prefix: self
+                    .redis_prefix
+                    .unwrap_or_else(|| DEFAULT_PREFIX.to_owned()),
+                stripe,
+                wait: self.wait,
+            });
         }
-        let running = RuntimeFile::of_running(&self.data_dir)
+        let found = Config::of_running(&self.data_dir, self.wait)?;
+        Ok(Config {
+            redis_url: redis_url.or(found.redis_url),
+            redis_prefix: self.redis_prefix.unwrap_or(found.redis_prefix),
+            stripe: stripe.or(found.stripe),
+            ..found
+        })
+    }
+}
+
+impl Config {
+    /// That of the embedded server which runs on `data_dir`.
+    ///
+    /// # Errors
+    /// When none runs there, or what it wrote cannot be read.
+    pub fn of_running(data_dir: &Path, wait: Duration) -> Result<Self, Failure> {
+        let running = RuntimeFile::of_running(data_dir)
             .map_err(|e| Failure::Failed(e.to_string()))?
             .ok_or_else(|| {
                 Failure::Failed(format!(
                     "no server runs on {}: start it (`ticketping serve all`), or name --database-url and --redis-url",
-                    self.data_dir.display()
+                    data_dir.display()
                 ))
             })?;
-        config.database_url = running.database_url;
-        config.redis_url.get_or_insert(running.redis_url);
-        if config.stripe.is_none() && !running.stripe_url.is_empty() {
-            let kept = Kept::load(&self.data_dir)?;
-            config.stripe = Some((running.stripe_url, Secret::new(&*kept.stripe_secret_key)));
-        }
-        Ok(config)
+        let stripe = if running.stripe_url.is_empty() {
+            None
+        } else {
+            let kept = Kept::load(data_dir)?;
+            Some((running.stripe_url, Secret::new(&*kept.stripe_secret_key)))
+        };
+        Ok(Self {
+            database_url: running.database_url,
+            redis_url: Some(running.redis_url),
+            redis_prefix: running.redis_prefix,
+            stripe,
+            wait,
+        })
     }
 }
 

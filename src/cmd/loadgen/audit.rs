@@ -12,6 +12,7 @@ use uuid::Uuid;
 
 use super::fetch::Fetch;
 use super::notes::{Admission, Finding, Notes, Paid};
+use super::plan::Stores;
 use super::report::{Audit, Check};
 use super::requests::Requests;
 use super::sampler::Samples;
@@ -24,6 +25,8 @@ const CLOCK_MARGIN_MS: u32 = 500;
 const PAYMENTS_WITHIN: Duration = Duration::from_secs(30);
 /// An order whose payment came late may still be confirmed, or the money be on its way back.
 const SETTLED_WITHIN: Duration = Duration::from_secs(15);
+/// What walked away may still hold its seats, and events may be on their way.
+const BOOKS_WAIT: Duration = Duration::from_secs(15);
 
 pub fn check(name: &str, finding: &Finding, fine: String) -> Check {
     match &finding.first {
@@ -78,6 +81,8 @@ pub fn by_notes(notes: &Notes, samples: &Samples, max_working: u64) -> anyhow::R
             held: Some(overdue == 0),
             found: format!("{overdue} slots past their deadline at the end"),
         });
+    } else if let Some(error) = &samples.overdue_error {
+        checks.push(skipped("noSlotPastDeadline", error));
     }
     let admitted = notes.admissions.len();
     checks.push(check(
@@ -105,6 +110,31 @@ pub fn by_notes(notes: &Notes, samples: &Samples, max_working: u64) -> anyhow::R
         admission_records: pack_admissions(&notes.admissions)?,
         sold_seats: pack_seats(&notes.paid)?,
     })
+}
+
+/// What `ticketping audit` finds in the books of the server that was loaded.
+pub async fn books(stores: &Stores) -> Vec<Check> {
+    const NAME: &str = "books";
+    let config = match crate::cmd::audit::Config::of_running(&stores.data_dir, BOOKS_WAIT) {
+        Ok(config) => config,
+        Err(error) => return vec![skipped(NAME, &error.to_string())],
+    };
+    let report = match crate::cmd::audit::run_checks(&config).await {
+        Ok(report) => report,
+        Err(error) => return vec![skipped(NAME, &error)],
+    };
+    let checks = report.checks.iter().map(|one| Check {
+        name: format!("{NAME}.{}", one.name),
+        held: one.looked_at.map(|_| one.breaches == 0),
+        found: match (&one.skipped, one.looked_at.unwrap_or(0), one.breaches) {
+            (Some(why), ..) => why.clone(),
+            (None, looked_at, 0) => format!("{looked_at} looked at"),
+            (None, looked_at, n) => {
+                format!("{n} of {looked_at} breach it: {}", one.rows.join("; "))
+            }
+        },
+    });
+    checks.collect()
 }
 
 /// Order of numbers against order of being told WORKING: polls see an admission late, so this is a figure, not a check.

@@ -1,5 +1,6 @@
 //! What a run will do, once flags, preset and target are known. Fixed from then on.
 
+use std::path::PathBuf;
 use std::time::Duration;
 
 use chrono::{DateTime, Utc};
@@ -43,8 +44,17 @@ pub struct Target {
     pub performance: Uuid,
     pub title: String,
     pub schedules: Vec<Uuid>,
-    pub redis_url: Option<String>,
-    pub database_url: Option<String>,
+    /// Known where the server's data directory is at hand.
+    pub stores: Option<Stores>,
+}
+
+/// What stands behind the server.
+#[derive(Clone, Debug)]
+pub struct Stores {
+    pub data_dir: PathBuf,
+    pub redis_url: String,
+    /// What its keys begin with.
+    pub redis_prefix: String,
 }
 
 /// Requests in flight on one HTTP/2 connection: what servers commonly allow.

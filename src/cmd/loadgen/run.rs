@@ -13,7 +13,7 @@ use tokio::sync::watch;
 use super::args::{Args, OutputArgs, Scenario};
 use super::engine::{Control, Finished, Setup};
 use super::live::Live;
-use super::plan::Load;
+use super::plan::{Load, Stores};
 use super::report::{Audit, Report, Sample};
 use super::requests::{Endpoint, Requests};
 use super::sampler::{Sampler, Samples};
@@ -157,6 +157,7 @@ async fn perform(
         &samples,
         &requests,
         &found.fetch,
+        target.stores.as_ref(),
         max_working,
     )
     .await?;
@@ -193,6 +194,7 @@ async fn audited(
     samples: &Samples,
     requests: &Requests,
     fetch: &super::fetch::Fetch,
+    stores: Option<&Stores>,
     max_working: u64,
 ) -> anyhow::Result<Audit> {
     if args.output.no_audit {
@@ -202,6 +204,9 @@ async fn audited(
     audit
         .checks
         .push(audit::payments(&finished.notes.paid, requests, fetch).await);
+    if let Some(stores) = stores {
+        audit.checks.extend(audit::books(stores).await);
+    }
     Ok(audit)
 }
 

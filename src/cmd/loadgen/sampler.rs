@@ -33,6 +33,8 @@ pub struct Samples {
     pub redis_error: Option<String>,
     /// Slots past their deadline at the end; none where Redis was not looked at.
     pub overdue_slots: Option<u64>,
+    /// Why they could not be looked for.
+    pub overdue_error: Option<String>,
 }
 
 pub struct Sampler {
@@ -77,17 +79,30 @@ impl Sampler {
         let Some(connection) = redis.as_mut().filter(|_| samples.redis_looks > 0) else {
             return;
         };
-        let work = format!("tp:{{{}}}:work", self.target.performance);
-        let now: Result<(u64, u64), _> = redis::cmd("TIME").query_async(connection).await;
-        let Ok((seconds, micros)) = now else { return };
-        let bound_ms = seconds * 1_000 + micros / 1_000 - OVERDUE_MS;
-        let overdue: Result<u64, _> = redis::cmd("ZCOUNT")
-            .arg(work)
-            .arg("-inf")
-            .arg(bound_ms)
-            .query_async(connection)
-            .await;
-        samples.overdue_slots = overdue.ok();
+        let Some(base) = self.base_key() else { return };
+        let overdue = async {
+            let (seconds, micros): (u64, u64) = redis::cmd("TIME").query_async(connection).await?;
+            let bound_ms = seconds * 1_000 + micros / 1_000 - OVERDUE_MS;
+            redis::cmd("ZCOUNT")
+                .arg(format!("{base}:work"))
+                .arg("-inf")
+                .arg(bound_ms)
+                .query_async::<u64>(connection)
+                .await
+        };
+        match overdue.await {
+            Ok(count) => samples.overdue_slots = Some(count),
+            Err(error) => samples.overdue_error = Some(error.to_string()),
+        }
+    }
+
+    /// What the keys of this performance's queue begin with.
+    fn base_key(&self) -> Option<String> {
+        let stores = self.target.stores.as_ref()?;
+        Some(format!(
+            "{}:{{{}}}",
+            stores.redis_prefix, self.target.performance
+        ))
     }
 
     async fn look(&mut self, samples: &mut Samples, seats: Option<SeatCounts>) {
@@ -153,7 +168,7 @@ impl Sampler {
     }
 
     async fn redis(&self, samples: &mut Samples) -> Option<redis::aio::MultiplexedConnection> {
-        let url = self.target.redis_url.as_deref()?;
+        let url = self.target.stores.as_ref()?.redis_url.as_str();
         let connected = async {
             redis::Client::open(url)?
                 .get_multiplexed_async_connection()
@@ -179,7 +194,7 @@ impl Sampler {
         redis: &mut Option<redis::aio::MultiplexedConnection>,
     ) {
         let Some(connection) = redis else { return };
-        let base = format!("tp:{{{}}}", self.target.performance);
+        let Some(base) = self.base_key() else { return };
         let mut both = redis::pipe();
         both.atomic()
             .cmd("ZCARD")
@@ -188,7 +203,7 @@ impl Sampler {
             .arg(format!("{base}:meta"))
             .arg("maxWorking");
         match both.query_async::<(u64, Option<u64>)>(connection).await {
-            // Kept under another prefix than ours: nothing to see, and nothing proved.
+            // Nobody has entered yet: nothing to see, and nothing proved.
             Ok((_, None)) => {}
             Ok((working, Some(max))) => {
                 samples.redis_looks += 1;

@@ -1,29 +1,19 @@
 //! Finds the server, and makes sure that it is one, before a single buyer is sent.
 
-use std::path::Path;
 use std::time::Duration;
 
 use anyhow::{Context, bail};
-use serde::Deserialize;
 use url::Url;
 use uuid::Uuid;
 
 use super::args::TargetArgs;
 use super::fetch::Fetch;
-use super::plan::Target;
+use super::plan::{Stores, Target};
 use super::wire::{ListView, PerformanceView, QueueView, ScheduleView};
+use crate::platform::embedded::runtime::RuntimeFile;
 
 /// Long enough for a server under load, short enough to be told soon.
 const PROBE_TIMEOUT: Duration = Duration::from_secs(8);
-
-#[derive(Debug, Default, Deserialize)]
-#[serde(rename_all = "camelCase")]
-struct Runtime {
-    url: Option<String>,
-    stripe_url: Option<String>,
-    redis_url: Option<String>,
-    database_url: Option<String>,
-}
 
 /// What a first look at the target gave.
 pub struct Found {
@@ -32,19 +22,6 @@ pub struct Found {
     pub queue: QueueView,
     /// The server's clock minus ours.
     pub clock_offset_ms: i64,
-}
-
-fn runtime(data_dir: &Path) -> anyhow::Result<Option<Runtime>> {
-    let path = data_dir.join("runtime.json");
-    match std::fs::read(&path) {
-        Ok(bytes) => {
-            let runtime = serde_json::from_slice(&bytes)
-                .with_context(|| format!("{} is damaged", path.display()))?;
-            Ok(Some(runtime))
-        }
-        Err(err) if err.kind() == std::io::ErrorKind::NotFound => Ok(None),
-        Err(err) => Err(err).with_context(|| format!("cannot read {}", path.display())),
-    }
 }
 
 /// An address as people type it: the scheme may be left out.
@@ -64,22 +41,27 @@ fn address(text: &str) -> anyhow::Result<Url> {
 }
 
 pub async fn find(args: &TargetArgs) -> anyhow::Result<Found> {
-    let runtime = runtime(&args.data_dir)?;
+    // One that a crash left still says where a server was; whether it is there is seen soon.
+    let known = RuntimeFile::read(&args.data_dir).with_context(|| {
+        let path = RuntimeFile::path(&args.data_dir);
+        format!("cannot read {}", path.display())
+    })?;
     let typed = args.url.as_deref().map(address).transpose()?;
-    let known = runtime.unwrap_or_default();
-    let known_url = known.url.as_deref().map(address).transpose()?;
+    let known_url = known.as_ref().map(|k| address(&k.url)).transpose()?;
     let Some(url) = typed.or_else(|| known_url.clone()) else {
         bail!(
             "no server found: {} does not exist. Start one by `ticketping serve all`, or name it by --url",
-            args.data_dir.join("runtime.json").display()
+            RuntimeFile::path(&args.data_dir).display()
         );
     };
     // Stores named by the data directory belong to another server than one named by hand.
-    let same = Some(&url) == known_url.as_ref();
+    let known = known.filter(|_| Some(&url) == known_url.as_ref());
     let stripe_url = match &args.stripe_url {
         Some(typed) => Some(address(typed)?),
-        None if same => known.stripe_url.as_deref().map(address).transpose()?,
-        None => None,
+        None => match &known {
+            Some(known) if !known.stripe_url.is_empty() => Some(address(&known.stripe_url)?),
+            _ => None,
+        },
     };
     let fetch = Fetch::new(url.clone(), PROBE_TIMEOUT);
     let performance = performance(&fetch, args.performance).await?;
@@ -103,8 +85,11 @@ pub async fn find(args: &TargetArgs) -> anyhow::Result<Found> {
             performance: id,
             title: performance.title,
             schedules,
-            redis_url: known.redis_url.filter(|_| same),
-            database_url: known.database_url.filter(|_| same),
+            stores: known.map(|known| Stores {
+                data_dir: args.data_dir.clone(),
+                redis_url: known.redis_url,
+                redis_prefix: known.redis_prefix,
+            }),
         },
         fetch,
         clock_offset_ms: clock_offset(&queue, before, after),

@@ -20,6 +20,8 @@ pub struct RuntimeFile {
     pub ops_url: String,
     pub stripe_url: String,
     pub redis_url: String,
+    /// What its keys begin with.
+    pub redis_prefix: String,
     pub database_url: String,
     /// Tells the server from a later process that got its pid.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -32,6 +34,7 @@ pub struct Served {
     pub ops_url: String,
     pub stripe_url: String,
     pub redis_url: String,
+    pub redis_prefix: String,
     pub database_url: String,
 }
 
@@ -49,6 +52,7 @@ impl RuntimeFile {
             ops_url: served.ops_url,
             stripe_url: served.stripe_url,
             redis_url: served.redis_url,
+            redis_prefix: served.redis_prefix,
             database_url: served.database_url,
             process: Identity::of(pid),
         };
@@ -91,6 +95,7 @@ mod tests {
             ops_url: "http://127.0.0.1:9090".into(),
             stripe_url: "http://127.0.0.1:12111".into(),
             redis_url: "redis://:secret@127.0.0.1:20000/0".into(),
+            redis_prefix: "tp".into(),
             database_url: "postgres://u:secret@127.0.0.1:20001/d".into(),
         }
     }
@@ -113,6 +118,7 @@ mod tests {
             "opsUrl",
             "stripeUrl",
             "redisUrl",
+            "redisPrefix",
             "databaseUrl",
         ] {
             assert!(!json[name].is_null(), "{name}");

@@ -1,6 +1,7 @@
 //! How far events are behind: for the metrics and the operator's overview.
 
 use std::sync::atomic::AtomicI64;
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
 use prometheus_client::encoding::EncodeLabelSet;
@@ -38,6 +39,7 @@ pub struct Figures {
     dead: Gauges<Consuming>,
     lag: Gauges<kafka::LagOf>,
     lag_topics: Vec<kafka::LagOf>,
+    brokers: Arc<Mutex<Option<overview::Store>>>,
 }
 
 impl Figures {
@@ -116,29 +118,64 @@ impl Figures {
         Ok(())
     }
 
-    /// This process's part of the operator's overview.
+    /// What `role` says and hears, for the operator's overview.
     #[must_use]
-    pub fn overview(&self) -> overview::Events {
+    pub fn overview_of(&self, role: &str) -> overview::Events {
         let sum = |values: &mut dyn Iterator<Item = i64>| values.sum::<i64>().max(0).unsigned_abs();
-        let producers = || self.producers.iter().map(|producer| Producing { producer });
-        let mut pending = producers().map(|one| self.pending.get_or_create(&one).get());
-        let oldest = producers()
-            .map(|one| self.oldest_ms.get_or_create(&one).get())
-            .max();
-        let mut dead = self
-            .consumers
-            .iter()
-            .map(|consumer| self.dead.get_or_create(&Consuming { consumer }).get());
+        let producer = self.producers.iter().find(|one| **one == role);
+        let producing = producer.map(|producer| Producing { producer });
+        let of = |gauges: &Gauges<Producing>| {
+            let value = producing
+                .as_ref()
+                .map(|one| gauges.get_or_create(one).get());
+            value.unwrap_or(0).max(0).unsigned_abs()
+        };
+        let consumer = self.consumers.iter().find(|one| **one == role);
+        let dead = consumer.map(|consumer| self.dead.get_or_create(&Consuming { consumer }).get());
         let mut lag = self
             .lag_topics
             .iter()
+            .filter(|one| one.consumer == role)
             .map(|one| self.lag.get_or_create(one).get());
         overview::Events {
             delivery: if self.by_kafka { "kafka" } else { "inProcess" }.to_owned(),
-            outbox_pending: sum(&mut pending),
-            oldest_seconds: oldest.unwrap_or(0).max(0).unsigned_abs() / 1_000,
+            outbox_pending: of(&self.pending),
+            oldest_seconds: of(&self.oldest_ms) / 1_000,
             kafka_lag: self.by_kafka.then(|| sum(&mut lag)),
-            dlq: sum(&mut dead),
+            dlq: dead.unwrap_or(0).max(0).unsigned_abs(),
+        }
+    }
+
+    pub(super) fn brokers(&self) -> Arc<Mutex<Option<overview::Store>>> {
+        self.brokers.clone()
+    }
+
+    /// Kafka as this process last saw it; nothing where events stay in the process.
+    #[must_use]
+    pub fn kafka(&self) -> Option<overview::Store> {
+        self.brokers
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone()
+    }
+}
+
+/// The figures of this process's events, for roles that are built before the events start.
+/// Cheap to clone.
+#[derive(Clone, Default)]
+pub struct Watch(Arc<OnceLock<Figures>>);
+
+impl Watch {
+    /// Gives the figures; only the first time counts.
+    pub fn start(&self, figures: &Figures) {
+        let _already = self.0.set(figures.clone()).is_err();
+    }
+
+    /// Adds what is known of `role`'s events, and of Kafka, to its part of the overview.
+    pub fn add_to(&self, slice: &mut overview::OverviewSlice, role: &str) {
+        if let Some(figures) = self.0.get() {
+            slice.events = Some(figures.overview_of(role));
+            slice.stores.extend(figures.kafka());
         }
     }
 }

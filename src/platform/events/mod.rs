@@ -39,7 +39,7 @@ use super::metrics::Metrics;
 use super::tasks::Tasks;
 
 pub use error::HandlerError;
-pub use figures::Figures;
+pub use figures::{Figures, Watch};
 pub use kafka::KafkaConfig;
 pub use outbox::{NewEvent, OutboxSignal};
 
@@ -195,6 +195,8 @@ impl Bus {
                     let run = kafka::consume(config, group, publisher, figures.lag(), stop.clone());
                     tasks.spawn("kafka-consumer", run);
                 }
+                let look = kafka::look(publisher.clone(), figures.brokers(), stop.clone());
+                tasks.spawn("kafka-health", look);
                 let sources = outboxes.iter().map(|outbox| outbox.source).collect();
                 tasks.spawn("kafka-topics", make_topics(config, sources, stop.clone()));
                 relay::Delivery::Kafka(publisher)

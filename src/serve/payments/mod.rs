@@ -42,7 +42,9 @@ use self::machine::PaymentState;
 use self::signature::Refused;
 use self::stripe::{Stripe, StripeFailure};
 use crate::platform::auth::{InternalSecret, Verifier};
-use crate::platform::events::{Event, HandlerError, Outbox, OutboxSignal, Subscription, handler};
+use crate::platform::events::{
+    Event, HandlerError, Outbox, OutboxSignal, Subscription, Watch, handler,
+};
 use crate::platform::idempotency;
 use crate::platform::metrics::Metrics;
 use crate::platform::problem::Problem;
@@ -57,6 +59,8 @@ pub static MIGRATOR: Migrator = sqlx::migrate!("migrations/payments");
 const CONSUMER: &str = "payments";
 
 const PURGE_EVERY: Duration = Duration::from_secs(600);
+/// How often it is seen whether Stripe was quiet for too long.
+const STRIPE_LOOK_EVERY: Duration = Duration::from_secs(5);
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct ByState {
@@ -94,6 +98,7 @@ pub struct Payments {
     looks: Arc<Looks>,
     counters: Counters,
     totals: Arc<overview::Totals>,
+    events: Watch,
 }
 
 impl Payments {
@@ -135,7 +140,13 @@ impl Payments {
             looks: Arc::default(),
             counters,
             totals: Arc::default(),
+            events: Watch::default(),
         })
+    }
+
+    /// Where the process puts the figures of its events.
+    pub fn events(&self) -> &Watch {
+        &self.events
     }
 }
 
@@ -145,6 +156,11 @@ pub fn tasks(payments: &Payments, tasks: &Tasks) {
         "payments.worker",
         worker::run(payments.clone(), tasks.token()),
     );
+    let stripe = payments.stripe.clone();
+    tasks.every("payments.stripe-health", STRIPE_LOOK_EVERY, move || {
+        let stripe = stripe.clone();
+        async move { stripe.look_when_quiet().await }
+    });
     let pool = payments.pool.clone();
     tasks.every("payments.purge", PURGE_EVERY, move || {
         let pool = pool.clone();

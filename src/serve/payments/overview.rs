@@ -9,9 +9,8 @@ use tokio::sync::Mutex;
 use super::Payments;
 use crate::platform::{
     auth::Internal,
-    events::outbox,
     http::Json,
-    overview::{Events, OverviewSlice, Payments as Figures, Store},
+    overview::{OverviewSlice, Payments as Figures, Store},
     problem::Problem,
 };
 
@@ -35,7 +34,6 @@ struct Open {
     refunds_pending: i64,
     refunds_stuck: i64,
     webhooks_pending: i64,
-    dead: i64,
 }
 
 impl Totals {
@@ -71,8 +69,7 @@ pub(super) async fn overview(
                 count(*) filter (where state = 'FAILED') as failed,
                 (select count(*) from refunds where state <> 'SUCCEEDED') as refunds_pending,
                 (select count(*) from refunds where state <> 'SUCCEEDED' and alarmed_at is not null) as refunds_stuck,
-                (select count(*) from webhook_events where processed_at is null) as webhooks_pending,
-                (select count(*) from dead_letters where resolved_at is null) as dead
+                (select count(*) from webhook_events where processed_at is null) as webhooks_pending
          from payments where state in ('CREATING', 'REQUIRES_PAYMENT', 'FAILED', 'PROCESSING')",
     )
     .fetch_one(&payments.pool)
@@ -83,14 +80,9 @@ pub(super) async fn overview(
         ..Store::default()
     });
     let total = payments.totals.read(&payments.pool).await?;
-    let backlog = outbox::backlog(&mut *payments.pool.acquire().await?).await?;
     let count = |n: i64| u64::try_from(n).unwrap_or(0);
-    slice.events = Some(Events {
-        outbox_pending: count(backlog.pending),
-        oldest_seconds: count(backlog.oldest_ms / 1000),
-        dlq: count(open.dead),
-        ..Events::default()
-    });
+    slice.stores.push(payments.stripe.health());
+    payments.events.add_to(&mut slice, super::SCHEMA);
     slice.payments = Some(Figures {
         open: count(open.open),
         unknown: count(open.unknown),

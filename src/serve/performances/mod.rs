@@ -16,7 +16,10 @@ use sqlx::{PgPool, migrate::Migrator};
 
 use self::board::Board;
 pub use self::http::{router, routes};
-use crate::platform::{auth::InternalSecret, events::Subscription};
+use crate::platform::{
+    auth::InternalSecret,
+    events::{Subscription, Watch},
+};
 
 /// The schema of this role.
 pub const SCHEMA: &str = "performances";
@@ -29,6 +32,7 @@ pub struct Performances {
     pool: PgPool,
     board: Board,
     secret: InternalSecret,
+    events: Watch,
 }
 
 impl FromRef<Performances> for InternalSecret {
@@ -44,7 +48,13 @@ impl Performances {
             pool,
             board: Board::default(),
             secret,
+            events: Watch::default(),
         }
+    }
+
+    /// Where the process puts the figures of its events.
+    pub fn events(&self) -> &Watch {
+        &self.events
     }
 }
 

@@ -9,7 +9,7 @@ use super::Performances;
 use crate::platform::{
     auth::Internal,
     http::Json,
-    overview::{Events, OverviewSlice, PerformanceSlice, Store},
+    overview::{OverviewSlice, PerformanceSlice, Store},
     problem::Problem,
 };
 
@@ -42,13 +42,6 @@ pub(super) async fn overview(
             venue_name: row.try_get("venue_name")?,
         });
     }
-    let dead: i64 =
-        sqlx::query_scalar("select count(*) from dead_letters where resolved_at is null")
-            .fetch_one(&state.pool)
-            .await?;
-    slice.events = Some(Events {
-        dlq: u64::try_from(dead).unwrap_or(0),
-        ..Events::default()
-    });
+    state.events.add_to(&mut slice, super::SCHEMA);
     Ok(Json(slice))
 }

@@ -48,6 +48,7 @@ pub use self::{
 use self::{live::Live, scripts::Scripts};
 use crate::platform::{
     auth::{InternalSecret, Verifier},
+    events::Watch,
     metrics::Metrics,
     place::PlaceKeys,
     redis::Redis,
@@ -97,6 +98,7 @@ struct Inner {
     loading: tokio::sync::Mutex<HashMap<Uuid, Arc<tokio::sync::Mutex<()>>>>,
     figures: overview::Figures,
     notifications: Mutex<Option<String>>,
+    events: Watch,
 }
 
 impl State {
@@ -116,7 +118,13 @@ impl State {
             loading: tokio::sync::Mutex::default(),
             figures,
             notifications: Mutex::default(),
+            events: Watch::default(),
         }))
+    }
+
+    /// Where the process puts the figures of its events.
+    pub fn events(&self) -> &Watch {
+        &self.0.events
     }
 
     fn deps(&self) -> &Deps {

@@ -107,6 +107,7 @@ impl State {
         slice.queues = futures_util::future::join_all(asked).await;
         slice.queues.sort_by_key(|queue| queue.performance_id);
         slice.stores = self.stores().await;
+        self.events().add_to(&mut slice, "queue");
         let note = self
             .0
             .notifications
@@ -125,7 +126,10 @@ impl State {
     async fn queue_slice(&self, live: &Live, detail: Option<Uuid>) -> QueueSlice {
         let snapshot = live.snapshot.load_full();
         let v = &snapshot.view;
-        let (overdue, next_minute) = self.deadlines(live, v.now).await.unwrap_or_default();
+        let (overdue, next_minute) = match v.working {
+            0 => (0, 0),
+            _ => self.deadlines(live, v.now).await.unwrap_or_default(),
+        };
         let expiries = match detail {
             Some(id) if id == live.id => self.expiries(live, v.now).await,
             _ => None,
@@ -161,19 +165,14 @@ impl State {
         }
     }
 
+    /// How many places are overdue, and how many end within a minute; one round trip.
     async fn deadlines(&self, live: &Live, now: i64) -> Result<(u64, u64), redis::RedisError> {
-        let mut redis = live.room.redis();
-        let mut counted = async |from: String, to: String| {
-            redis::cmd("ZCOUNT")
-                .arg(live.room.work_key())
-                .arg(from)
-                .arg(to)
-                .query_async::<u64>(&mut redis)
-                .await
-        };
-        let overdue = counted("-inf".into(), format!("({now}")).await?;
-        let next = counted(now.to_string(), (now + 60_000).to_string()).await?;
-        Ok((overdue, next))
+        let key = live.room.work_key();
+        redis::pipe()
+            .zcount(key, "-inf", format!("({now}"))
+            .zcount(key, now, now + 60_000)
+            .query_async(&mut live.room.redis())
+            .await
     }
 
     async fn expiries(&self, live: &Live, now: i64) -> Option<Expiries> {

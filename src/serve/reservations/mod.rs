@@ -44,7 +44,7 @@ pub use self::{
 };
 use crate::platform::{
     auth::{InternalSecret, Verifier},
-    events::{Outbox, OutboxSignal},
+    events::{Outbox, OutboxSignal, Watch},
     idempotency,
     metrics::Metrics,
     place::PlaceKeys,
@@ -155,6 +155,8 @@ pub struct Inner {
     lapsing: Semaphore,
     repairs: mpsc::Sender<Uuid>,
     repairs_asked: std::sync::Mutex<Option<mpsc::Receiver<Uuid>>>,
+    events: Watch,
+    sold: overview::Sold,
 }
 
 impl Deref for Reservations {
@@ -206,6 +208,8 @@ impl Reservations {
             lapsing: Semaphore::new(LAPSING_MAX),
             repairs,
             repairs_asked: std::sync::Mutex::new(Some(asked)),
+            events: Watch::default(),
+            sold: overview::Sold::default(),
         }))
     }
 
@@ -216,6 +220,11 @@ impl Reservations {
             pool: self.pool.clone(),
             signal: self.signal.clone(),
         }
+    }
+
+    /// Where the process puts the figures of its events.
+    pub fn events(&self) -> &Watch {
+        &self.events
     }
 
     /// The set of performances whose seats are in Redis.

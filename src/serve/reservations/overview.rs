@@ -1,18 +1,18 @@
 //! This role's part of what operators see.
 
-use std::time::Instant;
+use std::collections::HashMap;
+use std::time::{Duration, Instant};
 
 use axum::extract::State;
 use chrono::{DateTime, Utc};
-use sqlx::Row as _;
+use sqlx::{PgPool, Row as _};
 use uuid::Uuid;
 
 use super::Reservations;
 use crate::platform::{
     auth::Internal,
-    events::outbox,
     http::{Json, Query},
-    overview::{Events, Expiries, Health, OverviewQuery, OverviewSlice, SeatSlice, Store},
+    overview::{Expiries, Health, OverviewQuery, OverviewSlice, SeatSlice, Store},
     problem::Problem,
 };
 
@@ -25,7 +25,6 @@ pub(super) async fn overview(
     let started = Instant::now();
     let mut slice = OverviewSlice {
         seats: state.seat_slices().await?,
-        events: Some(state.event_figures().await?),
         ..OverviewSlice::of("reservations")
     };
     slice.stores.push(store("postgres", Ok(()), started));
@@ -45,6 +44,7 @@ pub(super) async fn overview(
     slice
         .stores
         .push(store("redis", pong.map_err(|e| e.to_string()), started));
+    state.events.add_to(&mut slice, super::SCHEMA);
     Ok(Json(slice))
 }
 
@@ -66,34 +66,75 @@ fn count(row: &sqlx::postgres::PgRow, column: &str) -> Result<u64, sqlx::Error> 
     Ok(u64::try_from(value).unwrap_or(0))
 }
 
+/// Confirmed seats are summed this seldom: it walks every order, while open ones have an index.
+const SOLD_EVERY: Duration = Duration::from_secs(5);
+
+/// Seats sold, by performance, as last summed.
+#[derive(Default)]
+pub(super) struct Sold(tokio::sync::Mutex<Option<(Instant, HashMap<Uuid, u64>)>>);
+
+impl Sold {
+    /// One sum at a time, and not again while it is fresh.
+    async fn read(&self, pool: &PgPool) -> Result<HashMap<Uuid, u64>, sqlx::Error> {
+        let mut kept = self.0.lock().await;
+        if let Some((at, sold)) = &*kept
+            && at.elapsed() < SOLD_EVERY
+        {
+            return Ok(sold.clone());
+        }
+        let rows = sqlx::query(
+            "select performance_id, sum(seat_count)::bigint as sold
+             from orders where state = 'CONFIRMED' group by performance_id",
+        )
+        .fetch_all(pool)
+        .await?;
+        let sold = rows
+            .iter()
+            .map(|row| Ok((row.try_get("performance_id")?, count(row, "sold")?)))
+            .collect::<Result<HashMap<_, _>, sqlx::Error>>()?;
+        *kept = Some((Instant::now(), sold.clone()));
+        Ok(sold)
+    }
+}
+
 impl Reservations {
     async fn seat_slices(&self) -> Result<Vec<SeatSlice>, sqlx::Error> {
+        let mut sold = self.sold.read(&self.pool).await?;
         let rows = sqlx::query(
-            "select performance_id,
-                 coalesce(sum(seat_count) filter (where state <> 'CONFIRMED'), 0)::bigint as held,
-                 coalesce(sum(seat_count) filter (where state = 'CONFIRMED'), 0)::bigint as sold,
-                 count(*) filter (where state <> 'CONFIRMED') as open,
-                 count(*) filter (where state <> 'CONFIRMED' and closing is null
+            "select performance_id, sum(seat_count)::bigint as held, count(*) as open,
+                 count(*) filter (where closing is null
                      and expires_at between now() and now() + interval '1 minute') as expiring,
-                 count(*) filter (where state <> 'CONFIRMED' and closing is null
+                 count(*) filter (where closing is null
                      and expires_at < now() - interval '1 second') as overdue
-             from orders where state in ('PENDING', 'PAYING', 'CONFIRMED') group by performance_id",
+             from orders where state in ('PENDING', 'PAYING') group by performance_id",
         )
         .fetch_all(&self.pool)
         .await?;
-        rows.iter()
+        let mut slices = rows
+            .iter()
             .map(|row| {
+                let performance_id = row.try_get("performance_id")?;
                 Ok(SeatSlice {
-                    performance_id: row.try_get("performance_id")?,
+                    performance_id,
                     held_seats: count(row, "held")?,
-                    sold_seats: count(row, "sold")?,
+                    sold_seats: sold.remove(&performance_id).unwrap_or(0),
                     open_orders: count(row, "open")?,
                     hold_expiries_next_minute: count(row, "expiring")?,
                     overdue_holds: count(row, "overdue")?,
                     hold_expiries: None,
                 })
             })
-            .collect()
+            .collect::<Result<Vec<_>, sqlx::Error>>()?;
+        // Where nobody holds anything now, there may still be seats sold.
+        slices.extend(
+            sold.into_iter()
+                .map(|(performance_id, sold_seats)| SeatSlice {
+                    performance_id,
+                    sold_seats,
+                    ..SeatSlice::default()
+                }),
+        );
+        Ok(slices)
     }
 
     async fn expiries(&self, performance: Uuid) -> Result<Expiries, sqlx::Error> {
@@ -115,20 +156,5 @@ impl Reservations {
             Utc::now().timestamp_millis(),
             deadlines_ms,
         ))
-    }
-
-    async fn event_figures(&self) -> Result<Events, sqlx::Error> {
-        let mut conn = self.pool.acquire().await?;
-        let backlog = outbox::backlog(&mut conn).await?;
-        let dead =
-            sqlx::query("select count(*) as dead from dead_letters where resolved_at is null")
-                .fetch_one(&mut *conn)
-                .await?;
-        Ok(Events {
-            outbox_pending: u64::try_from(backlog.pending).unwrap_or(0),
-            oldest_seconds: u64::try_from(backlog.oldest_ms / 1000).unwrap_or(0),
-            dlq: count(&dead, "dead")?,
-            ..Events::default()
-        })
     }
 }

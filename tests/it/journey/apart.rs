@@ -46,6 +46,7 @@ impl Apart {
             ("TICKETPING_DATABASE_URL", database),
             ("TICKETPING_DATABASE_CONNECTIONS", "4".into()),
             ("TICKETPING_KAFKA_BROKERS", brokers),
+            ("TICKETPING_KAFKA_PREFIX", support::prefix()),
             ("TICKETPING_JWT_KEY_FILE", key.to_str().unwrap().to_owned()),
             ("TICKETPING_INTERNAL_SECRET", random(32)),
             ("TICKETPING_PLACE_KEYS", format!("1:{}", random(32))),

@@ -4,6 +4,7 @@
 //! least once, the inbox that it acts once.
 
 mod consumer;
+mod health;
 mod progress;
 mod publisher;
 
@@ -18,6 +19,7 @@ use rdkafka::types::RDKafkaErrorCode;
 use super::Subscription;
 
 pub(super) use self::consumer::run as consume;
+pub(super) use self::health::look;
 pub(super) use self::publisher::Publisher;
 
 /// Where Kafka is and how topics are made there.

@@ -72,16 +72,27 @@ impl Publisher {
         self.send(record).await
     }
 
+    /// How many brokers there are; blocks until they say so, at most `wait`.
+    pub(super) fn brokers(&self, wait: Duration) -> Result<usize, String> {
+        let metadata = self.current().client().fetch_metadata(None, wait);
+        metadata
+            .map(|metadata| metadata.brokers().len())
+            .map_err(|error| format!("Kafka does not answer: {error}"))
+    }
+
+    fn current(&self) -> Arc<FutureProducer> {
+        self.producer
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone()
+    }
+
     async fn send<K, P>(&self, record: FutureRecord<'_, K, P>) -> Result<(), anyhow::Error>
     where
         K: rdkafka::message::ToBytes + ?Sized,
         P: rdkafka::message::ToBytes + ?Sized,
     {
-        let producer = self
-            .producer
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .clone();
+        let producer = self.current();
         match producer.send(record, QUEUE_MAX).await {
             Ok(_) => Ok(()),
             Err((error, _)) => {

@@ -6,10 +6,11 @@
 //! only a 4xx of its own is an answer.
 
 mod calls;
+mod seen;
 
 use std::fmt;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use http::{HeaderValue, Method, Request, StatusCode, header};
@@ -23,6 +24,7 @@ use stripe_client_core::{
 };
 
 pub use self::calls::{Intent, NewIntent, RefundState, StripeRefund};
+use self::seen::Seen;
 use crate::platform::secret::Secret;
 
 /// One try. Stripe answers most calls well within a second.
@@ -70,6 +72,7 @@ struct Inner {
     base: String,
     authorization: HeaderValue,
     live: bool,
+    seen: Seen,
 }
 
 impl Stripe {
@@ -106,6 +109,7 @@ impl Stripe {
             base: url.trim_end_matches('/').to_owned(),
             authorization,
             live: key.starts_with("sk_live_") || key.starts_with("rk_live_"),
+            seen: Seen::default(),
         })))
     }
 
@@ -165,6 +169,13 @@ impl Stripe {
     }
 
     async fn send(&self, request: Request<Full<Bytes>>) -> Result<Bytes, StripeFailure> {
+        let begun = Instant::now();
+        let answer = self.exchange(request).await;
+        self.0.seen.note(&answer, begun.elapsed());
+        answer
+    }
+
+    async fn exchange(&self, request: Request<Full<Bytes>>) -> Result<Bytes, StripeFailure> {
         let unknown = |cause: &dyn fmt::Display| StripeFailure::Unknown(cause.to_string());
         let exchange =
             async {
