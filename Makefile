@@ -2,7 +2,7 @@
 # the how stands in scripts/ and in the binary itself.
 
 .DEFAULT_GOAL := help
-.PHONY: help setup build demo test lint fmt
+.PHONY: help setup build demo test bench lint fmt
 
 BINARY := target/release/ticketping
 
@@ -20,6 +20,9 @@ demo: setup build ## A whole sale on this machine: stores, server, demo data; Ct
 
 test: ## Every test, against real Redis, PostgreSQL, Kafka and stripe-mock
 	@scripts/test
+
+bench: ## The budgets, measured [ONLY=poll,entry] [QUICK=1] [FULL=1]: docs/performance.md
+	@scripts/bench $(if $(ONLY),--only $(ONLY)) $(if $(QUICK),--quick) $(if $(FULL),--full)
 
 lint: ## Format check and clippy, warnings as errors
 	cargo fmt --check

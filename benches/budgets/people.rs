@@ -1,0 +1,131 @@
+//! Crowds as `ticketping loadgen` plays them, generator and server on the same cores: an
+//! instant of entries, the reference preset, a million who poll as told.
+
+use anyhow::{Context, Result};
+use serde_json::{Value, json};
+
+use super::{
+    Bench,
+    row::{Figure, Row, number},
+    server::Server,
+};
+
+async fn server(bench: &Bench, name: &str, people: u64) -> Result<Server> {
+    let server = Server::start(&bench.dir, name).await?;
+    bench.say(&format!("{people} people are seeded"));
+    server
+        .seed(&format!(
+            "--performances 1 --seats 2000 --users {people} --max-working 100 --queue-factor 0"
+        ))
+        .await?;
+    Ok(server)
+}
+
+/// Errors of a report, and the generator's own trouble.
+fn wrong(report: &Value) -> Option<String> {
+    let count = |key: &str| report["total"][key].as_u64().unwrap_or(u64::MAX);
+    let (failed, unfinished) = (count("failed"), count("unfinished"));
+    (failed + unfinished > 0).then(|| {
+        let first = &report["errors"][0];
+        format!("{failed} requests failed, {unfinished} unfinished; the first error: {first}")
+    })
+}
+
+fn summary(report: &Value) -> Value {
+    json!({
+        "command": report["command"],
+        "generator": { "bottleneck": report["generator"]["bottleneck"], "sendLagMs": report["generator"]["sendLagMs"],
+            "connectionWaitMs": report["generator"]["connectionWaitMs"], "cpuSeconds": report["generator"]["cpuSeconds"],
+            "peakMemoryBytes": report["generator"]["peakMemoryBytes"] },
+        "toPlaceMs": report["buyers"]["toPlaceMs"],
+        "poll": { "latencyMs": report["operations"]["poll"]["latencyMs"], "serviceMs": report["operations"]["poll"]["serviceMs"],
+            "perSecond": report["operations"]["poll"]["perSecond"], "completed": report["operations"]["poll"]["completed"] },
+        "errors": report["errors"],
+    })
+}
+
+/// The polls' p99 of a run, held against a bound.
+fn polls(budget: &'static str, what: String, report: &Value, most_ms: f64) -> Result<Row> {
+    let poll = &report["operations"]["poll"];
+    let p99 = poll["latencyMs"]["p99"]
+        .as_f64()
+        .context("no polls were answered")?;
+    let lag = report["generator"]["sendLagMs"]["p99"]
+        .as_f64()
+        .unwrap_or(0.0);
+    let note = format!(
+        "{} polls, {}/s; p50 {} ms, max {} ms; the generator itself was late by {} ms at p99",
+        number(poll["completed"].as_f64().unwrap_or(0.0)),
+        number(poll["perSecond"].as_f64().unwrap_or(0.0)),
+        number(poll["latencyMs"]["p50"].as_f64().unwrap_or(0.0)),
+        number(poll["latencyMs"]["max"].as_f64().unwrap_or(0.0)),
+        number(lag),
+    );
+    Ok(Row::bound(budget, what, Figure::once("ms", p99), most_ms)
+        .note(note)
+        .missed_if(wrong(report))
+        .detail(summary(report)))
+}
+
+/// 10,000 people enter at the same instant.
+pub async fn instant(bench: &mut Bench) -> Result<Vec<Row>> {
+    let server = server(bench, "instant", 10_000).await?;
+    let report = server.loadgen("enter --users 10000").await?;
+    let to_place = &report["buyers"]["toPlaceMs"];
+    let longest = to_place["max"].as_f64().context("nobody got a place")? / 1e3;
+    let note = format!(
+        "p50 {} ms, p99 {} ms",
+        number(to_place["p50"].as_f64().unwrap_or(0.0)),
+        number(to_place["p99"].as_f64().unwrap_or(0.0))
+    );
+    Ok(vec![
+        Row::bound(
+            "instant",
+            "10,000 people enter at one instant: all have places",
+            Figure::once("s", longest),
+            2.0,
+        )
+        .note(note)
+        .missed_if(wrong(&report))
+        .detail(summary(&report)),
+    ])
+}
+
+/// The reference preset: all enter at once, then poll every 3 s.
+pub async fn reference(bench: &mut Bench) -> Result<Vec<Row>> {
+    let duration = match (bench.quick, bench.full) {
+        (_, true) => "15m",
+        (true, false) => "15s",
+        (false, false) => "60s",
+    };
+    let server = server(bench, "reference", 40_000).await?;
+    let mut rows = Vec::new();
+    for people in [10_000, 40_000] {
+        bench.say(&format!("{people} people poll for {duration}"));
+        let args = format!("--preset reference --users {people} --duration {duration}");
+        let report = server.loadgen(&args).await?;
+        let what = format!(
+            "{} people polling every 3 s for {duration}: polls p99",
+            number(f64::from(people))
+        );
+        rows.push(polls("reference", what, &report, 20.0)?);
+    }
+    Ok(rows)
+}
+
+/// A million people, polling as told.
+pub async fn million(bench: &mut Bench) -> Result<Vec<Row>> {
+    const WHAT: &str = "1,000,000 people polling as told: polls p99";
+    if !bench.full {
+        return Ok(vec![Row::unmeasured(
+            "million",
+            WHAT,
+            "takes ten minutes; FULL=1 asks for it",
+        )]);
+    }
+    let server = server(bench, "million", 1_000_000).await?;
+    // In two minutes all have entered; then everybody polls, at the far back once a minute.
+    let args = "poll --users 1000000 --over 150s --duration 300s --leave-within 0s --no-audit --timeout 30s";
+    let report = server.loadgen(args).await?;
+    Ok(vec![polls("million", WHAT.to_owned(), &report, 50.0)?])
+}
