@@ -21,14 +21,20 @@ async fn server(bench: &Bench, name: &str, people: u64) -> Result<Server> {
     Ok(server)
 }
 
-/// Errors of a report, and the generator's own trouble.
+/// What makes a run a miss whatever its latencies: failed requests, or a breach that
+/// loadgen's own audit found.
 fn wrong(report: &Value) -> Option<String> {
     let count = |key: &str| report["total"][key].as_u64().unwrap_or(u64::MAX);
     let (failed, unfinished) = (count("failed"), count("unfinished"));
-    (failed + unfinished > 0).then(|| {
+    if failed + unfinished > 0 {
         let first = &report["errors"][0];
-        format!("{failed} requests failed, {unfinished} unfinished; the first error: {first}")
-    })
+        return Some(format!(
+            "{failed} requests failed, {unfinished} unfinished; the first error: {first}"
+        ));
+    }
+    let checks = report["audit"]["checks"].as_array()?;
+    let breach = checks.iter().find(|check| check["held"] == false)?;
+    Some(format!("the audit found a breach: {breach}"))
 }
 
 fn summary(report: &Value) -> Value {
