@@ -12,10 +12,10 @@ use uuid::Uuid;
 use super::{
     Bench,
     bare::{Answer, Kind, Peer},
-    crowd::{Crowd, FEW, MANY},
+    crowd::{Crowd, MANY},
     process::cpu_seconds,
     redis_figures::commands,
-    row::{Figure, Row},
+    row::{Figure, Row, number},
     wrk::{self, Load, Way},
 };
 
@@ -113,46 +113,35 @@ pub async fn ratios(bench: &mut Bench) -> Result<Vec<Row>> {
             side.run(bench).await?;
         }
     }
-    let [bare, ours, gateway, million] = &sides;
-    let cpu = json!({ "cpuMicrosPerRequest": {
+    Ok(rows(&sides, reply.bytes.len()))
+}
+
+fn rows([bare, ours, gateway, million]: &[Side; 4], answer_bytes: usize) -> Vec<Row> {
+    let detail = json!({ "cpuMicrosPerRequest": {
         "ours": ours.cpu(), "bare": bare.cpu(), "constant": gateway.cpu(), "withMillion": million.cpu(),
-    }, "answerBytes": reply.bytes.len() });
-    let note = |other: &Side| {
-        format!(
-            "{:.1} µs of processor a poll, {:.1} there",
-            ours.cpu(),
-            other.cpu()
-        )
+    }, "answerBytes": answer_bytes });
+    let row = |what: &str, one: &Side, (name, other): (&'static str, &Side), at_least: f64| {
+        let (cpu, there) = (one.cpu(), other.cpu());
+        let note = format!("{cpu:.1} µs of processor a poll, {there:.1} there");
+        Row::ratio("poll", what, one.rate(), (name, other.rate()), at_least).note(note)
     };
-    Ok(vec![
-        Row::ratio(
-            "poll",
+    let many = format!("waiting polls, {} waiting", number(MANY as f64));
+    vec![
+        row(
             "waiting polls",
-            ours.rate(),
-            ("bare axum handler, same bytes", bare.rate()),
+            ours,
+            ("bare axum handler, same bytes", bare),
             0.65,
         )
-        .note(note(bare))
-        .detail(cpu),
-        Row::ratio(
-            "poll",
+        .detail(detail),
+        row(
             "waiting polls",
-            ours.rate(),
-            ("constant handler, same gateway", gateway.rate()),
+            ours,
+            ("constant handler, same gateway", gateway),
             0.85,
-        )
-        .note(note(gateway)),
-        Row::ratio(
-            "poll",
-            format!("waiting polls, {} waiting", super::row::number(MANY as f64)),
-            million.rate(),
-            ("with 1,000 waiting", ours.rate()),
-            0.95,
-        )
-        .note(format!(
-            "few: {FEW}, each poll with another of their tokens"
-        )),
-    ])
+        ),
+        row(&many, million, ("with 1,000 waiting", ours), 0.95),
+    ]
 }
 
 /// Redis commands that polls cause: those of a busy while less those of an idle one of the
@@ -185,9 +174,9 @@ pub async fn redis_commands(bench: &mut Bench) -> Result<Vec<Row>> {
     let sum = |key: &str| seen.iter().filter_map(|s| s[key].as_f64()).sum::<f64>();
     let note = format!(
         "{} commands in {} polls, {} in as much idle time",
-        super::row::number(sum("busyCommands")),
-        super::row::number(polls as f64),
-        super::row::number(sum("idleCommands")),
+        number(sum("busyCommands")),
+        number(polls as f64),
+        number(sum("idleCommands")),
     );
     // A reading more or less falls into one while or the other: some ten commands of many
     // thousand polls. One command in a thousand polls would be a defect.
