@@ -1,10 +1,10 @@
 //! PostgreSQL: one pool a role, each seeing only its own schema.
 
-use std::{str::FromStr, time::Duration};
+use std::{str::FromStr, sync::LazyLock, time::Duration};
 
 use sqlx::{
-    PgPool,
-    migrate::Migrator,
+    PgPool, SqlSafeStr,
+    migrate::{Migration, MigrationType, Migrator},
     postgres::{PgConnectOptions, PgPoolOptions},
 };
 
@@ -27,6 +27,71 @@ pub fn check_url(url: &str) -> Result<(), String> {
             "the database URL is malformed ({e}); want postgres://user:password@host:port/database"
         )),
     }
+}
+
+/// A role's migrations, as [`migrations!`](crate::migrations) makes them.
+pub type Migrations = LazyLock<Migrator>;
+
+/// Reads a struct from a row, each field from the column of its name, or of the name given
+/// behind it.
+///
+/// sqlx's own derive does the same; with it, and its checked queries, a second sqlx with TLS
+/// and all is compiled for the compiler, which a cold build feels.
+#[macro_export]
+macro_rules! from_row {
+    ($row:ident { $($field:ident $(: $column:literal)?),+ $(,)? }) => {
+        impl<'r> sqlx::FromRow<'r, sqlx::postgres::PgRow> for $row {
+            fn from_row(row: &'r sqlx::postgres::PgRow) -> sqlx::Result<Self> {
+                Ok(Self {
+                    $($field: sqlx::Row::try_get(row, $crate::column!($field $(: $column)?))?,)+
+                })
+            }
+        }
+    };
+}
+
+/// The column of a field of [`from_row!`](crate::from_row).
+#[doc(hidden)]
+#[macro_export]
+macro_rules! column {
+    ($field:ident) => {
+        stringify!($field)
+    };
+    ($field:ident: $column:literal) => {
+        $column
+    };
+}
+
+/// The migrations of a role, out of `migrations/<role>/`, oldest first; the tests see that none
+/// is left out.
+#[macro_export]
+macro_rules! migrations {
+    ($role:literal: $($file:literal),+ $(,)?) => {
+        std::sync::LazyLock::new(|| {
+            $crate::platform::db::migrator(&[$((
+                $file,
+                include_str!(concat!(env!("CARGO_MANIFEST_DIR"), "/migrations/", $role, "/", $file, ".sql")),
+            )),+])
+        })
+    };
+}
+
+/// Migrations from their names, `0001_what_it_does`, and their SQL.
+///
+/// # Panics
+/// When a name does not begin with its number, which the first test to run shows.
+pub fn migrator(migrations: &[(&'static str, &'static str)]) -> Migrator {
+    let migrations = migrations.iter().map(|(name, sql)| {
+        let (number, description) = name.split_once('_').expect("a number and a description");
+        Migration::new(
+            number.parse().expect("a number"),
+            description.replace('_', " ").into(),
+            MigrationType::Simple,
+            sql.into_sql_str(),
+            false,
+        )
+    });
+    Migrator::with_migrations(migrations.collect())
 }
 
 /// Connects the role that owns `schema`, with at most `max` connections.
@@ -75,4 +140,38 @@ pub async fn migrate(
         .await;
     created.and(unlocked).map_err(|e| fail(&e))?;
     migrator.run(&mut *conn).await.map_err(|e| fail(&e))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::serve;
+
+    #[test]
+    fn no_migration_is_left_out() {
+        for (role, migrations) in [
+            (serve::users::SCHEMA, &serve::users::MIGRATOR),
+            (serve::performances::SCHEMA, &serve::performances::MIGRATOR),
+            (serve::queue::SCHEMA, &serve::queue::MIGRATOR),
+            (serve::reservations::SCHEMA, &serve::reservations::MIGRATOR),
+            (serve::payments::SCHEMA, &serve::payments::MIGRATOR),
+            (
+                serve::stripe_sandbox::SCHEMA,
+                &serve::stripe_sandbox::MIGRATIONS,
+            ),
+        ] {
+            let dir = format!("{}/migrations/{role}", env!("CARGO_MANIFEST_DIR"));
+            let mut files: Vec<String> = std::fs::read_dir(dir)
+                .unwrap()
+                .map(|file| std::fs::read_to_string(file.unwrap().path()).unwrap())
+                .collect();
+            let mut compiled: Vec<String> = migrations
+                .iter()
+                .map(|one| one.sql.as_str().to_owned())
+                .collect();
+            files.sort();
+            compiled.sort();
+            assert_eq!(files, compiled, "{role}");
+        }
+    }
 }

@@ -1,7 +1,7 @@
 //! Brings every schema to its newest version, with or without a server that has done so
 //! before: for `ticketping seed`.
 
-use super::{payments, performances, reservations, users};
+use super::{payments, performances, queue, reservations, users};
 use crate::platform::db;
 
 /// Migrates every schema of the sale (the Stripe sandbox keeps its own). Roles migrate their own as they start; doing it twice
@@ -10,11 +10,10 @@ use crate::platform::db;
 /// # Errors
 /// When the database is away, or a migration fails.
 pub async fn migrate_all(database_url: &str) -> Result<(), String> {
-    static QUEUE: sqlx::migrate::Migrator = sqlx::migrate!("migrations/queue");
     for (schema, migrator) in [
         (users::SCHEMA, &users::MIGRATOR),
         (performances::SCHEMA, &performances::MIGRATOR),
-        ("queue", &QUEUE),
+        (queue::SCHEMA, &queue::MIGRATOR),
         (reservations::SCHEMA, &reservations::MIGRATOR),
         (payments::SCHEMA, &payments::MIGRATOR),
     ] {

@@ -31,7 +31,6 @@ use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::metrics::{counter::Counter, family::Family};
 use serde::Deserialize;
 use sqlx::PgPool;
-use sqlx::migrate::Migrator;
 use tokio::sync::Notify;
 use uuid::Uuid;
 
@@ -54,7 +53,8 @@ use crate::platform::upstream::{Upstream, UpstreamError};
 /// The schema of this role.
 pub const SCHEMA: &str = "payments";
 /// Its migrations.
-pub static MIGRATOR: Migrator = sqlx::migrate!("migrations/payments");
+pub static MIGRATOR: crate::platform::db::Migrations =
+    crate::migrations!("payments": "0001_payments", "0002_burnt_keys");
 /// Its name as a consumer of events.
 const CONSUMER: &str = "payments";
 

@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use axum::extract::State;
-use sqlx::{FromRow, PgPool};
+use sqlx::PgPool;
 use tokio::sync::Mutex;
 
 use super::Payments;
@@ -20,13 +20,17 @@ const TOTALS_EVERY: Duration = Duration::from_secs(5);
 #[derive(Debug, Default)]
 pub(super) struct Totals(Mutex<Option<(Instant, Total)>>);
 
-#[derive(Debug, Clone, Copy, FromRow)]
+#[derive(Debug, Clone, Copy)]
 struct Total {
     succeeded: i64,
     refunded: i64,
 }
 
-#[derive(FromRow)]
+crate::from_row!(Total {
+    succeeded,
+    refunded
+});
+
 struct Open {
     open: i64,
     unknown: i64,
@@ -35,6 +39,15 @@ struct Open {
     refunds_stuck: i64,
     webhooks_pending: i64,
 }
+
+crate::from_row!(Open {
+    open,
+    unknown,
+    failed,
+    refunds_pending,
+    refunds_stuck,
+    webhooks_pending
+});
 
 impl Totals {
     /// One count at a time, and not again while it is fresh.

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use chrono::{DateTime, Utc};
 use serde::Deserialize;
-use sqlx::{FromRow, PgConnection, PgPool};
+use sqlx::{PgConnection, PgPool};
 use uuid::Uuid;
 
 use super::store::{self, Payment};
@@ -21,7 +21,7 @@ const PENDING_EVERY: Duration = Duration::from_secs(300);
 const REFUSED_FIRST: Duration = Duration::from_secs(5);
 const REFUSED_MAX: Duration = Duration::from_secs(3_600);
 
-#[derive(Clone, Debug, FromRow)]
+#[derive(Clone, Debug)]
 pub(super) struct Refund {
     pub id: Uuid,
     pub payment_id: Uuid,
@@ -33,6 +33,18 @@ pub(super) struct Refund {
     pub refusals: i32,
     pub tries: i32,
 }
+
+crate::from_row!(Refund {
+    id,
+    payment_id,
+    amount,
+    attempt,
+    attempted_at,
+    stripe_id,
+    burnt,
+    refusals,
+    tries
+});
 
 #[derive(Deserialize)]
 #[serde(rename_all = "camelCase")]

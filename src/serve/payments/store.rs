@@ -3,7 +3,8 @@
 
 use chrono::{DateTime, Utc};
 use serde_json::json;
-use sqlx::{FromRow, PgConnection, PgPool};
+use sqlx::postgres::{PgTypeInfo, PgValueRef};
+use sqlx::{PgConnection, PgPool, Postgres};
 use uuid::Uuid;
 
 use super::machine::PaymentState;
@@ -11,13 +12,12 @@ use super::stripe::{Intent, NewIntent};
 use crate::platform::events::{NewEvent, outbox};
 
 /// A payment as stored.
-#[derive(Clone, Debug, FromRow)]
+#[derive(Clone, Debug)]
 pub struct Payment {
     pub id: Uuid,
     pub order_id: Uuid,
     pub user_id: Option<Uuid>,
     pub performance_id: Option<Uuid>,
-    #[sqlx(try_from = "String")]
     pub state: State,
     pub amount: i64,
     pub currency: String,
@@ -36,15 +36,46 @@ pub struct Payment {
     pub checks: i32,
 }
 
+crate::from_row!(Payment {
+    id,
+    order_id,
+    user_id,
+    performance_id,
+    state,
+    amount,
+    currency,
+    refunded_amount,
+    description,
+    attempt,
+    attempted_at,
+    intent_id,
+    client_secret,
+    failure_code,
+    failure_message,
+    cancel_requested_at,
+    cleanup,
+    created_at,
+    succeeded_at,
+    checks
+});
+
 /// [`PaymentState`] as sqlx reads it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct State(pub PaymentState);
 
-impl TryFrom<String> for State {
-    type Error = String;
+impl sqlx::Type<Postgres> for State {
+    fn type_info() -> PgTypeInfo {
+        <str as sqlx::Type<Postgres>>::type_info()
+    }
 
-    fn try_from(text: String) -> Result<Self, String> {
-        text.parse().map(Self)
+    fn compatible(ty: &PgTypeInfo) -> bool {
+        <str as sqlx::Type<Postgres>>::compatible(ty)
+    }
+}
+
+impl<'r> sqlx::Decode<'r, Postgres> for State {
+    fn decode(value: PgValueRef<'r>) -> Result<Self, sqlx::error::BoxDynError> {
+        Ok(Self(value.as_str()?.parse()?))
     }
 }
 

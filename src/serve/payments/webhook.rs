@@ -6,7 +6,7 @@
 use std::time::Duration;
 
 use serde_json::Value;
-use sqlx::{FromRow, PgPool};
+use sqlx::PgPool;
 
 use super::store::{self, Payment};
 use super::stripe::StripeFailure;
@@ -19,14 +19,20 @@ const REFUSED_TRIES_MAX: i32 = 8;
 const AGAIN_MAX: Duration = Duration::from_secs(60);
 
 /// An event as kept.
-#[derive(Clone, Debug, FromRow)]
+#[derive(Clone, Debug)]
 pub(super) struct Kept {
     pub id: String,
-    #[sqlx(rename = "type")]
     pub kind: String,
     pub payload: String,
     pub tries: i32,
 }
+
+crate::from_row!(Kept {
+    id,
+    kind: "type",
+    payload,
+    tries
+});
 
 /// Keeps a verified event; one that came before is the same row.
 pub(super) async fn keep(pool: &PgPool, body: &[u8]) -> Result<(), Error> {

@@ -1,7 +1,7 @@
 //! Sold counters, kept from what reservations tell of orders.
 
 use serde::Deserialize;
-use sqlx::{FromRow, PgPool};
+use sqlx::PgPool;
 use uuid::Uuid;
 
 use crate::platform::events::{Event, HandlerError, Subscription, handler, inbox};
@@ -35,11 +35,16 @@ struct OrderEvent {
 }
 
 /// What has been heard of one order.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, FromRow)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 struct Heard {
     confirmed: bool,
     refunded: bool,
 }
+
+crate::from_row!(Heard {
+    confirmed,
+    refunded
+});
 
 impl Heard {
     /// Its seats count as sold while it was confirmed and not refunded.

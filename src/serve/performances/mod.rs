@@ -12,7 +12,7 @@ mod overview;
 mod store;
 
 use axum::extract::FromRef;
-use sqlx::{PgPool, migrate::Migrator};
+use sqlx::PgPool;
 
 use self::board::Board;
 pub use self::http::{router, routes};
@@ -24,7 +24,8 @@ use crate::platform::{
 /// The schema of this role.
 pub const SCHEMA: &str = "performances";
 /// Its migrations.
-pub static MIGRATOR: Migrator = sqlx::migrate!("migrations/performances");
+pub static MIGRATOR: crate::platform::db::Migrations =
+    crate::migrations!("performances": "0001_performances");
 
 /// The state of this role. Cheap to clone.
 #[derive(Clone)]

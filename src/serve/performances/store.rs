@@ -4,11 +4,10 @@
 use chrono::{DateTime, Utc};
 use futures_util::TryStreamExt;
 use serde::Serialize;
-use sqlx::{FromRow, PgPool};
+use sqlx::PgPool;
 use uuid::Uuid;
 
 /// A performance with its hall and what is left of it.
-#[derive(FromRow)]
 pub struct Performance {
     pub id: Uuid,
     pub title: String,
@@ -25,8 +24,23 @@ pub struct Performance {
     pub remaining_seats: i64,
 }
 
+crate::from_row!(Performance {
+    id,
+    title,
+    description,
+    venue_id,
+    venue_name,
+    venue_address,
+    runtime_minutes,
+    age_rating,
+    currency,
+    booking_opens_at,
+    booking_closes_at,
+    total_seats,
+    remaining_seats
+});
+
 /// One showing.
-#[derive(FromRow)]
 pub struct Schedule {
     pub id: Uuid,
     pub performance_id: Uuid,
@@ -35,12 +49,21 @@ pub struct Schedule {
     pub remaining_seats: i32,
 }
 
+crate::from_row!(Schedule {
+    id,
+    performance_id,
+    starts_at,
+    total_seats,
+    remaining_seats
+});
+
 /// The price of one grade of seats.
-#[derive(FromRow)]
 pub struct Grade {
     pub name: String,
     pub price: i64,
 }
+
+crate::from_row!(Grade { name, price });
 
 // A counter may be ahead of or behind what it should be while events are under
 // way, so what is shown is kept between nothing and everything.
@@ -140,7 +163,7 @@ pub async fn schedule(pool: &PgPool, id: Uuid) -> sqlx::Result<Option<Schedule>>
 }
 
 /// A seat as the catalogue has it.
-#[derive(FromRow, Serialize)]
+#[derive(Serialize)]
 pub struct Seat {
     id: Uuid,
     section: String,
@@ -150,6 +173,16 @@ pub struct Seat {
     price: i64,
     currency: String,
 }
+
+crate::from_row!(Seat {
+    id,
+    section,
+    row,
+    number,
+    grade,
+    price,
+    currency
+});
 
 /// The seats of a schedule as a JSON array in seat order, written as they arrive: a
 /// stadium would be several times as big as rows.

@@ -11,7 +11,7 @@ use uuid::Uuid;
 pub const BLOCK: i64 = 65_536;
 
 /// One performance's row.
-#[derive(Clone, Debug, PartialEq, Eq, sqlx::FromRow)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Epoch {
     /// Which life of the Redis state it is.
     pub epoch: i32,
@@ -30,6 +30,17 @@ pub struct Epoch {
     /// To this number.
     pub cut_hi: Option<i64>,
 }
+
+crate::from_row!(Epoch {
+    epoch,
+    base,
+    ceiling,
+    served,
+    last,
+    lost_served,
+    cut_lo,
+    cut_hi
+});
 
 /// The row of `performance`, if it ever had a queue.
 pub async fn load(pool: &PgPool, performance: Uuid) -> sqlx::Result<Option<Epoch>> {
@@ -193,7 +204,7 @@ pub async fn ended_lately(pool: &PgPool, performance: Uuid) -> sqlx::Result<Vec<
 }
 
 /// A performance's draw.
-#[derive(Clone, Debug, PartialEq, Eq, sqlx::FromRow)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Draw {
     /// Secret until the opening.
     pub seed: Vec<u8>,
@@ -202,6 +213,8 @@ pub struct Draw {
     /// How many.
     pub count: Option<i64>,
 }
+
+crate::from_row!(Draw { seed, first, count });
 
 impl Draw {
     /// SHA-256 of the seed, public as soon as the pre-queue opens.

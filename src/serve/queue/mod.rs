@@ -35,7 +35,7 @@ use std::{
 
 use arc_swap::ArcSwap;
 use axum::extract::FromRef;
-use sqlx::{PgPool, migrate::Migrator};
+use sqlx::PgPool;
 use uuid::Uuid;
 
 pub use self::{
@@ -58,7 +58,8 @@ use crate::platform::{
 /// The schema of this role.
 pub const SCHEMA: &str = "queue";
 /// Its migrations.
-pub static MIGRATOR: Migrator = sqlx::migrate!("migrations/queue");
+pub static MIGRATOR: crate::platform::db::Migrations =
+    crate::migrations!("queue": "0001_waiting_room", "0002_events");
 
 /// What the role stands on.
 #[derive(Clone)]

@@ -50,7 +50,7 @@ pub struct Config {
 }
 
 /// One queue's settings. Times are milliseconds, as the scripts count.
-#[derive(Clone, Debug, PartialEq, sqlx::FromRow)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Settings {
     /// How many work at once.
     pub max_working: i32,
@@ -79,6 +79,22 @@ pub struct Settings {
     /// Moves with every change of the row; 0 without a row.
     pub version: i64,
 }
+
+crate::from_row!(Settings {
+    max_working,
+    working_ttl_ms,
+    claim_ttl_ms,
+    hold_ttl_ms,
+    admissions_per_minute,
+    queue_factor,
+    paused,
+    draining,
+    pre_queue_opens_at,
+    poll_min_ms,
+    poll_max_ms,
+    poll_step_ms,
+    version
+});
 
 fn ms(duration: Duration) -> i64 {
     i64::try_from(duration.as_millis()).unwrap_or(i64::MAX)

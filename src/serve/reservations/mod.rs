@@ -26,7 +26,7 @@ mod writer;
 use std::{collections::HashSet, ops::Deref, sync::Arc, time::Duration};
 
 use axum::extract::FromRef;
-use sqlx::{PgPool, migrate::Migrator};
+use sqlx::PgPool;
 use tokio::sync::{Mutex, Semaphore, mpsc};
 use uuid::Uuid;
 
@@ -56,7 +56,8 @@ use crate::platform::{
 /// The schema of this role.
 pub const SCHEMA: &str = "reservations";
 /// Its migrations.
-pub static MIGRATOR: Migrator = sqlx::migrate!("migrations/reservations");
+pub static MIGRATOR: crate::platform::db::Migrations =
+    crate::migrations!("reservations": "0001_orders", "0002_events", "0003_dead_letters");
 
 /// A repair follows a rebuild after this long: what was on its way has arrived.
 const REPAIR_SOON: Duration = Duration::from_secs(1);

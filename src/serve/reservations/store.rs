@@ -2,7 +2,7 @@
 
 use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
-use sqlx::{FromRow, PgConnection, PgPool};
+use sqlx::{PgConnection, PgPool};
 use utoipa::ToSchema;
 use uuid::Uuid;
 
@@ -12,7 +12,7 @@ use super::{
 };
 
 /// An order's row.
-#[derive(Clone, Debug, FromRow)]
+#[derive(Clone, Debug)]
 pub struct Row {
     /// The order.
     pub id: Uuid,
@@ -62,8 +62,35 @@ pub struct Row {
     pub now: DateTime<Utc>,
 }
 
+crate::from_row!(Row {
+    id,
+    user_id,
+    performance_id,
+    schedule_id,
+    channel,
+    state,
+    closing,
+    closing_at,
+    version,
+    status_reason,
+    performance_title,
+    starts_at,
+    seat_count,
+    amount,
+    currency,
+    hold_ttl_ms,
+    expires_at,
+    place_epoch,
+    place_number,
+    payment_id,
+    created_at,
+    confirmed_at,
+    ticket_used_at,
+    now
+});
+
 /// One seat of an order.
-#[derive(Clone, Debug, FromRow)]
+#[derive(Clone, Debug)]
 pub struct SeatRow {
     order_id: Uuid,
     /// The seat.
@@ -78,13 +105,30 @@ pub struct SeatRow {
     pub price: i64,
 }
 
+crate::from_row!(SeatRow {
+    order_id,
+    seat_id,
+    seat_index,
+    section,
+    row_label,
+    seat_number,
+    grade,
+    price
+});
+
 /// Money of an order that goes back, or went.
-#[derive(Clone, Debug, FromRow)]
+#[derive(Clone, Debug)]
 struct RefundRow {
     order_id: Uuid,
     amount: i64,
     settled_at: Option<DateTime<Utc>>,
 }
+
+crate::from_row!(RefundRow {
+    order_id,
+    amount,
+    settled_at
+});
 
 /// An order, whole.
 #[derive(Clone, Debug)]

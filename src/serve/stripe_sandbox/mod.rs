@@ -36,7 +36,6 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use sqlx::PgPool;
-use sqlx::migrate::Migrator;
 use tokio::sync::Notify;
 
 use self::control::Profile;
@@ -52,7 +51,8 @@ pub const SCHEMA: &str = "stripe_sandbox";
 /// One writer, some readers, the courier.
 pub const CONNECTIONS_MAX: u32 = 8;
 
-pub static MIGRATIONS: Migrator = sqlx::migrate!("migrations/stripe_sandbox");
+pub static MIGRATIONS: crate::platform::db::Migrations =
+    crate::migrations!("stripe_sandbox": "0001_sandbox");
 
 #[derive(Clone, Debug, clap::Args)]
 #[command(next_help_heading = "Stripe sandbox")]

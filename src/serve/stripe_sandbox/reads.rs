@@ -281,7 +281,7 @@ pub async fn events(
 }
 
 /// One line of the books: what was taken, what was given back.
-#[derive(Debug, serde::Serialize, sqlx::FromRow)]
+#[derive(Debug, serde::Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct LedgerLine {
     #[serde(skip)]
@@ -293,9 +293,20 @@ pub struct LedgerLine {
     pub currency: String,
     pub captured: i64,
     pub refunded: i64,
-    #[sqlx(json)]
     pub metadata: Value,
 }
+
+crate::from_row!(LedgerLine {
+    seq,
+    id,
+    created,
+    status,
+    amount,
+    currency,
+    captured,
+    refunded,
+    metadata
+});
 
 pub async fn ledger(pool: &PgPool, after: i64, limit: i64) -> Result<Vec<LedgerLine>, sqlx::Error> {
     sqlx::query_as(

@@ -19,7 +19,7 @@ use axum::{
     response::{IntoResponse, Response},
 };
 use prometheus_client::metrics::counter::Counter;
-use sqlx::{PgPool, migrate::Migrator};
+use sqlx::PgPool;
 
 pub use self::http::{router, routes};
 use self::{
@@ -37,7 +37,7 @@ use crate::platform::{
 /// The schema of this role.
 pub const SCHEMA: &str = "users";
 /// Its migrations.
-pub static MIGRATOR: Migrator = sqlx::migrate!("migrations/users");
+pub static MIGRATOR: crate::platform::db::Migrations = crate::migrations!("users": "0001_users");
 
 /// How often ended sessions are deleted.
 const SWEEP_EVERY: Duration = Duration::from_secs(600);

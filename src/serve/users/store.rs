@@ -5,7 +5,7 @@ use std::time::Duration;
 use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD};
 use chrono::{DateTime, Utc};
 use sha2::{Digest, Sha256};
-use sqlx::{FromRow, PgPool};
+use sqlx::PgPool;
 use uuid::Uuid;
 
 use super::{Error, input::NewUser};
@@ -15,7 +15,6 @@ use crate::platform::auth::Role;
 const SWEEP_MAX: i64 = 1_000;
 
 /// A member as the API shows one.
-#[derive(FromRow)]
 pub struct User {
     pub id: Uuid,
     pub email: String,
@@ -23,13 +22,25 @@ pub struct User {
     pub created_at: DateTime<Utc>,
 }
 
+crate::from_row!(User {
+    id,
+    email,
+    name,
+    created_at
+});
+
 /// What a log-in is checked against.
-#[derive(FromRow)]
 pub struct Credentials {
     pub id: Uuid,
     pub password_hash: String,
     role: String,
 }
+
+crate::from_row!(Credentials {
+    id,
+    password_hash,
+    role
+});
 
 impl Credentials {
     pub fn role(&self) -> Role {
@@ -129,7 +140,6 @@ pub async fn open_session(pool: &PgPool, user_id: Uuid, ttl: Duration) -> Result
     Ok(token)
 }
 
-#[derive(FromRow)]
 struct Family {
     id: Uuid,
     user_id: Uuid,
@@ -137,6 +147,14 @@ struct Family {
     expired: bool,
     revoked_reason: Option<String>,
 }
+
+crate::from_row!(Family {
+    id,
+    user_id,
+    role,
+    expired,
+    revoked_reason
+});
 
 /// Trades `token` for the next of its family. Shown a second time, however
 /// close to the first, it ends the whole family: either the member or a thief has a copy.
