@@ -144,7 +144,6 @@ pub async fn migrate(
 
 #[cfg(test)]
 mod tests {
-    use super::*;
     use crate::serve;
 
     #[test]
