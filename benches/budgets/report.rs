@@ -62,8 +62,9 @@ impl<'a> Report<'a> {
         }
         let m = self.machine;
         let dirty = if m.dirty { ", changed" } else { "" };
+        let quick = if self.quick { "; a quick run" } else { "" };
         format!(
-            "\n{table}\n{} cores of {}, {:.0} GB, {}; {}; {}; commit {}{dirty}\n",
+            "\n{table}\n{} cores of {}, {:.0} GB, {}; {}; {}; commit {}{dirty}; load {} before{quick}\n",
             m.cores,
             m.cpu,
             m.memory_bytes as f64 / 1e9,
@@ -71,6 +72,7 @@ impl<'a> Report<'a> {
             m.redis.split(" sha").next().unwrap_or_default(),
             m.postgres,
             m.commit,
+            m.load_before,
         )
     }
 
