@@ -2,7 +2,7 @@
 # the how stands in scripts/ and in the binary itself.
 
 .DEFAULT_GOAL := help
-.PHONY: help setup build demo test bench lint fmt
+.PHONY: help setup build demo test chaos bench lint fmt
 
 BINARY := target/release/ticketping
 
@@ -23,6 +23,10 @@ test: ## Every test, against real Redis, PostgreSQL, Kafka and stripe-mock
 
 bench: ## The budgets, measured [ONLY=poll,entry] [QUICK=1] [FULL=1]: docs/performance.md
 	@scripts/bench $(if $(ONLY),--only $(ONLY)) $(if $(QUICK),--quick) $(if $(FULL),--full)
+
+chaos: ## Whole sales while everything is killed at random, then the audit; prints each round
+	@TICKETPING_CHAOS_ROUNDS=$${TICKETPING_CHAOS_ROUNDS:-5} \
+		scripts/test --test it chaos:: -- --nocapture --test-threads=1
 
 lint: ## Format check and clippy, warnings as errors
 	cargo fmt --check

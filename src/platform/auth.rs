@@ -65,6 +65,9 @@ pub enum AuthError {
     Invalid,
     /// It was ours, and its time is over.
     Expired,
+    /// Nobody can tell yet: the users role has not been asked for its keys. Its answer must not
+    /// be "log in again", which would throw a good token away.
+    Unknown,
 }
 
 impl From<AuthError> for Problem {
@@ -82,6 +85,9 @@ impl From<AuthError> for Problem {
                 "TOKEN_EXPIRED",
                 "The access token has expired. Refresh it or log in again.",
             ),
+            AuthError::Unknown => {
+                return Self::unavailable("the keys of access tokens are not read yet");
+            }
         };
         Self::new(StatusCode::UNAUTHORIZED, code, detail)
     }
@@ -242,7 +248,7 @@ impl Verifier {
     /// The claims of `token`.
     ///
     /// # Errors
-    /// [`AuthError::Invalid`] or [`AuthError::Expired`].
+    /// [`AuthError::Invalid`], [`AuthError::Expired`], or [`AuthError::Unknown`].
     pub fn verify(&self, token: &str) -> Result<Arc<Claims>, AuthError> {
         if let Some(claims) = self.verified.get(token) {
             return if claims.exp > Utc::now().timestamp() {
@@ -266,6 +272,9 @@ impl Verifier {
         use jsonwebtoken::errors::ErrorKind;
         let header = jsonwebtoken::decode_header(token).map_err(|_| AuthError::Invalid)?;
         let keys = self.keys.load();
+        if keys.is_empty() {
+            return Err(AuthError::Unknown);
+        }
         let kid = header.kid.as_deref().ok_or(AuthError::Invalid)?;
         let (_, key) = keys
             .iter()
@@ -432,6 +441,22 @@ mod tests {
         };
         tampered.replace_range(middle..=middle, swap);
         assert_eq!(verifier.verify(&tampered).unwrap_err(), AuthError::Invalid);
+    }
+
+    /// Found by `chaos`: a gateway that started while the users role was down told everybody to
+    /// log in again.
+    #[test]
+    fn without_keys_no_token_is_called_invalid() {
+        let (signer, _) = Signer::generate().unwrap();
+        let token = signer.sign(Uuid::now_v7(), Role::User, Duration::from_secs(60));
+        let verifier = Verifier::new(&Jwks::default()).unwrap();
+        let refused = verifier.verify(&token).unwrap_err();
+        assert_eq!(refused, AuthError::Unknown);
+        assert_eq!(
+            Problem::from(refused).status(),
+            StatusCode::SERVICE_UNAVAILABLE
+        );
+        assert_eq!(verifier.verify("nonsense").unwrap_err(), AuthError::Invalid);
     }
 
     #[test]

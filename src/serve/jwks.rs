@@ -14,7 +14,7 @@ const REFRESH: Duration = Duration::from_secs(30);
 const RETRY: Duration = Duration::from_millis(500);
 
 /// A verifier that reads its keys from the users role, now and again and again.
-/// Until the first answer it refuses every token, and the process is not ready.
+/// Until the first answer every token is 503, and the process is not ready.
 pub(super) fn follow(users: Upstream, tasks: &Tasks) -> Result<Verifier, String> {
     let verifier = Verifier::new(&Jwks::default())?;
     let (keys, token) = (verifier.clone(), tasks.token());

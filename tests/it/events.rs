@@ -275,6 +275,31 @@ async fn one_consumer_away_does_not_make_another_hear_twice() {
     );
 }
 
+/// A relay that died between delivery and mark delivers again.
+#[tokio::test]
+async fn what_is_handed_over_twice_acts_once() {
+    let rig = Rig::new().await;
+    let pool = rig.pool.clone();
+    rig.start(vec![rig.subscribe("counter", move |event| {
+        let pool = pool.clone();
+        async move { effect(&pool, &event).await }
+    })]);
+    let key = Uuid::now_v7();
+    let id = rig.say(key, 0).await;
+    rig.quiet().await;
+    let again = sqlx::query("update outbox set published_at = null where id = $1").bind(id);
+    again.execute(&rig.pool).await.unwrap();
+    rig.say(key, 1).await;
+    rig.quiet().await;
+    let values: Vec<i32> = rig
+        .effects()
+        .await
+        .into_iter()
+        .map(|(_, value)| value)
+        .collect();
+    assert_eq!(values, [0, 1]);
+}
+
 #[tokio::test]
 async fn a_bad_message_becomes_a_dead_letter_and_acts_when_replayed() {
     let rig = Rig::new().await;

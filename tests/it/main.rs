@@ -10,6 +10,7 @@
 mod support;
 
 mod booking;
+mod chaos;
 mod compose;
 mod embedded;
 mod events;
@@ -19,6 +20,7 @@ mod loadgen;
 mod outside;
 mod payments;
 mod performances;
+mod proof;
 mod queue;
 mod seed;
 mod stripe_sandbox;

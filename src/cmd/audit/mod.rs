@@ -27,6 +27,8 @@ use crate::{
 const NAMED_MAX: usize = 20;
 /// What Redis keys begin with where nobody says otherwise.
 const DEFAULT_PREFIX: &str = "tp";
+/// What is younger than this may still be on its way, unless the caller knows better.
+const YOUNG: Duration = Duration::from_secs(60);
 /// Between two looks while waiting for the books to come to rest.
 const LOOK_EVERY: Duration = Duration::from_millis(500);
 
@@ -76,6 +78,9 @@ pub struct Args {
     /// How long what is on its way may take to arrive
     #[arg(long, value_name = "DURATION", default_value = "5s", value_parser = humantime::parse_duration)]
     pub wait: Duration,
+    /// What is younger may still be on its way between two roles, and is no breach yet
+    #[arg(long, value_name = "DURATION", default_value = "1m", value_parser = humantime::parse_duration)]
+    pub young: Duration,
     /// Print the report as JSON
     #[arg(long)]
     pub json: bool,
@@ -94,6 +99,9 @@ pub struct Config {
     pub stripe: Option<(String, Secret)>,
     /// How long to look again before a breach counts.
     pub wait: Duration,
+    /// What is younger may still be on its way, and is no breach. Whole seconds; zero where
+    /// everything is known to have come to rest.
+    pub young: Duration,
 }
 
 /// One question to the books.
@@ -215,6 +223,7 @@ impl Args {
                     .unwrap_or_else(|| DEFAULT_PREFIX.to_owned()),
                 stripe,
                 wait: self.wait,
+                young: self.young,
             });
         }
         let found = Config::of_running(&self.data_dir, self.wait)?;
@@ -222,6 +231,7 @@ impl Args {
             redis_url: redis_url.or(found.redis_url),
             redis_prefix: self.redis_prefix.unwrap_or(found.redis_prefix),
             stripe: stripe.or(found.stripe),
+            young: self.young,
             ..found
         })
     }
@@ -253,6 +263,7 @@ impl Config {
             redis_prefix: running.redis_prefix,
             stripe,
             wait,
+            young: YOUNG,
         })
     }
 }
@@ -280,10 +291,10 @@ pub async fn run_checks(config: &Config) -> Result<Report, String> {
 }
 
 async fn look(config: &Config, pool: &PgPool, redis: Option<&Redis>) -> Result<Report, String> {
-    let mut checks = books::checks(pool)
+    let mut checks = books::checks(pool, config.young)
         .await
         .map_err(|e| format!("PostgreSQL: {e}"))?;
     checks.extend(live::checks(pool, redis, &config.redis_prefix).await?);
-    checks.push(stripe::check(pool, config.stripe.as_ref()).await?);
+    checks.push(stripe::check(pool, config.stripe.as_ref(), config.young).await?);
     Ok(Report { checks })
 }

@@ -1,6 +1,6 @@
 //! Stripe's side: the sandbox's ledger line by line against the payments.
 
-use std::collections::HashMap;
+use std::{collections::HashMap, time::Duration};
 
 use axum::body::Body;
 use http::{Request, header};
@@ -41,6 +41,7 @@ struct Paid {
 pub(super) async fn check(
     pool: &PgPool,
     stripe: Option<&(String, Secret)>,
+    young: Duration,
 ) -> Result<Check, String> {
     let Some((url, key)) = stripe else {
         return Ok(Check::skipped(NAME, CLAIM, "no Stripe sandbox was named"));
@@ -60,7 +61,7 @@ pub(super) async fn check(
         .await
         .map_err(|e| format!("PostgreSQL: {e}"))?;
     // A payment may just have been captured, its webhook on its way.
-    let young = chrono::Utc::now().timestamp() - 60;
+    let young = chrono::Utc::now() - young;
     let mut rows = Vec::new();
     for line in &lines {
         let ours = payments.remove(&line.id);
@@ -73,7 +74,8 @@ pub(super) async fn check(
             Some(p) => differs(line, p),
         };
         if let Some(breach) = breach.filter(|_| {
-            line.created < young || ours.as_ref().is_some_and(|p| p.state == "SUCCEEDED")
+            line.created < young.timestamp()
+                || ours.as_ref().is_some_and(|p| p.state == "SUCCEEDED")
         }) {
             rows.push(breach);
         }

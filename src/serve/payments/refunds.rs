@@ -32,6 +32,8 @@ pub(super) struct Refund {
     pub burnt: bool,
     pub refusals: i32,
     pub tries: i32,
+    /// Until when it is ours to do.
+    pub leased_until: DateTime<Utc>,
 }
 
 crate::from_row!(Refund {
@@ -43,7 +45,8 @@ crate::from_row!(Refund {
     stripe_id,
     burnt,
     refusals,
-    tries
+    tries,
+    leased_until
 });
 
 #[derive(Deserialize)]
@@ -86,7 +89,8 @@ pub(super) async fn claim_due(
              attempted_at = coalesce(attempted_at, now())
          where id in (select id from refunds where state <> 'SUCCEEDED' and next_try_at <= now()
                       order by next_try_at limit $1 for update skip locked)
-         returning id, payment_id, amount, attempt, attempted_at, stripe_id, burnt, refusals, tries",
+         returning id, payment_id, amount, attempt, attempted_at, stripe_id, burnt, refusals, tries,
+             next_try_at as leased_until",
     )
     .bind(limit)
     .bind(lease_s)

@@ -9,6 +9,7 @@ use uuid::Uuid;
 
 use super::machine::PaymentState;
 use super::stripe::{Intent, NewIntent};
+use super::worker::Look;
 use crate::platform::events::{NewEvent, outbox};
 
 /// A payment as stored.
@@ -320,7 +321,7 @@ pub async fn request_cancel(
 
 /// Takes payments whose look at Stripe is due, for `lease_s`; whoever dies meanwhile leaves
 /// them to the next.
-pub async fn claim_due(pool: &PgPool, limit: i64, lease_s: f64) -> sqlx::Result<Vec<Payment>> {
+pub async fn claim_due(pool: &PgPool, limit: i64, lease_s: f64) -> sqlx::Result<Vec<Look>> {
     sqlx::query_as(
         "update payments set next_check_at = now() + make_interval(secs => $2), checks = checks + 1
          where id in (
@@ -328,7 +329,7 @@ pub async fn claim_due(pool: &PgPool, limit: i64, lease_s: f64) -> sqlx::Result<
              where (state in ('CREATING', 'REQUIRES_PAYMENT', 'FAILED', 'PROCESSING') or cleanup)
                and next_check_at <= now()
              order by next_check_at limit $1 for update skip locked)
-         returning *",
+         returning *, next_check_at as leased_until",
     )
     .bind(limit)
     .bind(lease_s)
@@ -336,11 +337,19 @@ pub async fn claim_due(pool: &PgPool, limit: i64, lease_s: f64) -> sqlx::Result<
     .await
 }
 
-pub async fn check_again_in(pool: &PgPool, id: Uuid, seconds: f64) -> sqlx::Result<()> {
+/// When to look next, unless the look leased until then is somebody else's by now.
+pub async fn check_again_in(
+    pool: &PgPool,
+    id: Uuid,
+    leased_until: DateTime<Utc>,
+    seconds: f64,
+) -> sqlx::Result<()> {
     sqlx::query(
-        "update payments set next_check_at = now() + make_interval(secs => $2) where id = $1",
+        "update payments set next_check_at = now() + make_interval(secs => $3)
+         where id = $1 and next_check_at = $2",
     )
     .bind(id)
+    .bind(leased_until)
     .bind(seconds)
     .execute(pool)
     .await?;

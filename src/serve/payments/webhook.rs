@@ -5,6 +5,7 @@
 
 use std::time::Duration;
 
+use chrono::{DateTime, Utc};
 use serde_json::Value;
 use sqlx::PgPool;
 
@@ -25,13 +26,16 @@ pub(super) struct Kept {
     pub kind: String,
     pub payload: String,
     pub tries: i32,
+    /// Until when it is ours to act on.
+    pub leased_until: DateTime<Utc>,
 }
 
 crate::from_row!(Kept {
     id,
     kind: "type",
     payload,
-    tries
+    tries,
+    leased_until
 });
 
 /// Keeps a verified event; one that came before is the same row.
@@ -77,7 +81,7 @@ pub(super) async fn claim_due(pool: &PgPool, limit: i64, lease_s: f64) -> sqlx::
         "update webhook_events set next_try_at = now() + make_interval(secs => $2), tries = tries + 1
          where id in (select id from webhook_events where processed_at is null and next_try_at <= now()
                       order by next_try_at limit $1 for update skip locked)
-         returning id, type, payload, tries",
+         returning id, type, payload, tries, next_try_at as leased_until",
     )
     .bind(limit)
     .bind(lease_s)

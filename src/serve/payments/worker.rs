@@ -2,8 +2,11 @@
 //! at what has been open for too long. Work is claimed for a while in Postgres, so that any
 //! number of instances share it and a dead one's work comes back.
 
+use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
+use chrono::{DateTime, Utc};
+use sqlx::{FromRow, PgPool, Row as _, postgres::PgRow};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
@@ -15,8 +18,11 @@ use super::{Error, Payments};
 
 /// The net under lost wake-ups; also how late a due look may be.
 const POLL: Duration = Duration::from_secs(1);
-/// Longer than any try takes (two calls to Stripe, each tried twice).
-const LEASE_S: f64 = 30.0;
+/// How long a claim lasts when nobody renews it: so soon a dead process's work comes back.
+const LEASE_S: f64 = 5.0;
+/// A try may take longer than its lease (two calls to Stripe, each tried twice): it is renewed
+/// while it runs, often enough to miss one renewal.
+const RENEW_EVERY: Duration = Duration::from_millis(1_500);
 /// At once: each holds a connection now and then, and Stripe allows about a hundred calls a second.
 const AT_ONCE: usize = 8;
 /// How long a stopping worker lets tries end; what is cut off comes back with its lease.
@@ -27,7 +33,86 @@ const KEY_TRUSTED_H: i64 = 20;
 enum Work {
     Webhook(Kept),
     Refund(Refund),
-    Look(Payment),
+    Look(Look),
+}
+
+/// A payment to be looked at, and until when that is ours to do.
+#[derive(Debug)]
+pub struct Look {
+    payment: Payment,
+    leased_until: DateTime<Utc>,
+}
+
+impl<'r> FromRow<'r, PgRow> for Look {
+    fn from_row(row: &'r PgRow) -> sqlx::Result<Self> {
+        Ok(Self {
+            payment: Payment::from_row(row)?,
+            leased_until: row.try_get("leased_until")?,
+        })
+    }
+}
+
+/// A claim under way: whose it is by now, the database says.
+struct Lease {
+    /// Moves the claim on where it is still the one that we know: id, until, seconds.
+    renew: &'static str,
+    id: String,
+    until: Mutex<DateTime<Utc>>,
+}
+
+impl Lease {
+    fn of(work: &Work) -> Self {
+        let (renew, id, until) = match work {
+            Work::Webhook(kept) => (
+                "update webhook_events set next_try_at = now() + make_interval(secs => $3)
+                 where id = $1 and next_try_at = $2 returning next_try_at",
+                kept.id.clone(),
+                kept.leased_until,
+            ),
+            Work::Refund(refund) => (
+                "update refunds set next_try_at = now() + make_interval(secs => $3)
+                 where id = $1::uuid and next_try_at = $2 returning next_try_at",
+                refund.id.to_string(),
+                refund.leased_until,
+            ),
+            Work::Look(look) => (
+                "update payments set next_check_at = now() + make_interval(secs => $3)
+                 where id = $1::uuid and next_check_at = $2 returning next_check_at",
+                look.payment.id.to_string(),
+                look.leased_until,
+            ),
+        };
+        Self {
+            renew,
+            id,
+            until: Mutex::new(until),
+        }
+    }
+
+    fn until(&self) -> DateTime<Utc> {
+        *self.until.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Never ends; it is dropped with the work. A claim that went to somebody else (we were held
+    /// up for longer than it lasts) is not taken back: both go on, and all of it may run twice.
+    async fn keep(&self, pool: &PgPool) {
+        loop {
+            tokio::time::sleep(RENEW_EVERY).await;
+            let renewed: sqlx::Result<Option<DateTime<Utc>>> = sqlx::query_scalar(self.renew)
+                .bind(&self.id)
+                .bind(self.until())
+                .bind(LEASE_S)
+                .fetch_optional(pool)
+                .await;
+            match renewed {
+                Ok(Some(until)) => {
+                    *self.until.lock().unwrap_or_else(PoisonError::into_inner) = until;
+                }
+                Ok(None) => {}
+                Err(error) => tracing::debug!(%error, "a claim is not renewed now"),
+            }
+        }
+    }
 }
 
 pub(super) async fn run(payments: Payments, stop: CancellationToken) {
@@ -40,7 +125,7 @@ pub(super) async fn run(payments: Payments, stop: CancellationToken) {
                 full = !work.is_empty();
                 for one in work {
                     let payments = payments.clone();
-                    running.spawn(async move { payments.work(one).await });
+                    running.spawn(async move { payments.work_leased(one).await });
                 }
             }
             Err(error) => tracing::debug!(%error, "payments cannot read their work now"),
@@ -93,11 +178,19 @@ async fn claim(payments: &Payments, room: usize) -> sqlx::Result<Vec<Work>> {
 }
 
 impl Payments {
-    async fn work(&self, work: Work) {
+    async fn work_leased(&self, work: Work) {
+        let lease = Lease::of(&work);
+        tokio::select! {
+            () = self.work(work, &lease) => {}
+            () = lease.keep(&self.pool) => {}
+        }
+    }
+
+    async fn work(&self, work: Work, lease: &Lease) {
         let result = match work {
             Work::Webhook(kept) => self.process_webhook(kept).await.map_err(Error::from),
             Work::Refund(refund) => self.try_refund(&refund).await,
-            Work::Look(payment) => self.look_again(&payment).await,
+            Work::Look(look) => self.look_again(&look.payment, lease).await,
         };
         if let Err(error) = result {
             tracing::warn!(?error, "payment work comes back later");
@@ -105,10 +198,12 @@ impl Payments {
     }
 
     /// Settles what is still open after a while, and ends what is to be cancelled.
-    async fn look_again(&self, payment: &Payment) -> Result<(), Error> {
+    async fn look_again(&self, payment: &Payment, lease: &Lease) -> Result<(), Error> {
         let looked = self.look_once(payment).await;
         let pause = pause(payment, self.config.reconcile_after);
-        store::check_again_in(&self.pool, payment.id, pause.as_secs_f64()).await?;
+        // Whoever asked for the payment's end meanwhile asked for a look at once, too.
+        let (until, pause_s) = (lease.until(), pause.as_secs_f64());
+        store::check_again_in(&self.pool, payment.id, until, pause_s).await?;
         looked
     }
 

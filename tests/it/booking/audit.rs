@@ -18,6 +18,7 @@ async fn audit(world: &World) -> Report {
         redis_prefix: world.prefix.clone(),
         stripe: None,
         wait: std::time::Duration::ZERO,
+        young: std::time::Duration::from_secs(60),
     };
     run_checks(&config).await.unwrap()
 }

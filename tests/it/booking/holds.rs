@@ -271,8 +271,13 @@ async fn the_seat_map_follows_within_a_second() {
     let etag = map.headers["etag"].to_str().unwrap().to_owned();
     let buyer = world.admitted().await;
     world.order_seats(&buyer, &[1]).await;
-    tokio::time::sleep(std::time::Duration::from_millis(700)).await;
-    let map = world.call("GET", &path, "", None).await;
+    let held = std::time::Instant::now();
+    let map = world.until_map(1).await;
+    assert!(
+        held.elapsed() < std::time::Duration::from_secs(1),
+        "{:?}",
+        held.elapsed()
+    );
     assert_eq!(map.body["seats"][1]["status"], "HELD");
     assert_eq!(map.body["seats"][0]["status"], "AVAILABLE");
     assert_ne!(map.headers["etag"], etag.as_str());

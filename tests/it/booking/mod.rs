@@ -3,11 +3,11 @@
 mod audit;
 mod best;
 mod holds;
+mod house;
 mod idempotency;
 mod model;
 mod money;
 mod races;
 mod recovery;
-mod teeth;
 mod tickets;
 mod world;

@@ -4,6 +4,7 @@ use serde_json::json;
 use uuid::Uuid;
 
 use super::world::World;
+use crate::support;
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_payment_confirms_once_however_often_it_is_told() {
@@ -106,8 +107,11 @@ async fn waiting_for_payments_has_a_bound() {
     world.begin_payment(order, &buyer).await;
     world.lapse(order).await;
     assert_eq!(world.row(order).await.0, "PAYING");
-    tokio::time::sleep(std::time::Duration::from_millis(30)).await;
-    world.state.sweep().await.unwrap();
+    support::eventually("nobody waits any more", async || {
+        world.state.sweep().await.unwrap();
+        world.row(order).await.0 != "PAYING"
+    })
+    .await;
     let (state, _, reason) = world.row(order).await;
     assert_eq!(
         (state.as_str(), reason.as_deref()),

@@ -5,6 +5,7 @@ use ticketping::serve::reservations::scripts::{self, Keys, Settle, Settled, Show
 use uuid::Uuid;
 
 use super::world::World;
+use crate::support;
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_empty_redis_is_rebuilt_and_sells_nothing_twice() {
@@ -15,9 +16,7 @@ async fn an_empty_redis_is_rebuilt_and_sells_nothing_twice() {
     world.order_seats(&buyer, &[1, 2]).await;
     world.flush_redis().await;
     world.reopen_queue().await;
-    let path = format!("/api/v1/schedules/{}/seats", world.schedule);
-    tokio::time::sleep(std::time::Duration::from_millis(300)).await;
-    let map = world.call("GET", &path, "", None).await.body;
+    let map = world.until_map(3).await.body;
     assert_eq!(map["seats"][0]["status"], "SOLD");
     assert_eq!(map["seats"][1]["status"], "HELD");
     let back = world.admitted().await;
@@ -131,9 +130,11 @@ async fn a_hold_without_an_order_goes_at_its_deadline() {
     }
     world.state.sweep().await.unwrap();
     assert_eq!(world.bytes().await, "1100", "not before its deadline");
-    tokio::time::sleep(std::time::Duration::from_millis(600)).await;
-    world.state.sweep().await.unwrap();
-    assert_eq!(world.bytes().await, "0000");
+    support::eventually("the hold is gone", async || {
+        world.state.sweep().await.unwrap();
+        world.bytes().await == "0000"
+    })
+    .await;
     world.consistent().await;
 }
 
@@ -148,18 +149,13 @@ async fn a_hold_ends_by_its_bell_within_a_moment() {
     let buyer = world.admitted().await;
     let order = world.order_seats(&buyer, &[0]).await.id();
     let started = std::time::Instant::now();
-    while world.row(order).await.0 != "EXPIRED" {
-        assert!(
-            started.elapsed() < std::time::Duration::from_secs(4),
-            "neither bell nor sweep"
-        );
-        tokio::time::sleep(std::time::Duration::from_millis(20)).await;
-    }
-    assert!(
-        started.elapsed() > std::time::Duration::from_millis(1_300),
-        "not too early"
-    );
-    tokio::time::sleep(std::time::Duration::from_millis(100)).await;
+    support::eventually("bell or sweep", async || {
+        world.row(order).await.0 == "EXPIRED"
+    })
+    .await;
+    let ms = started.elapsed().as_millis();
+    assert!((1_300..4_000).contains(&ms), "after {ms} ms");
+    world.until_bytes("0000").await;
     world.consistent().await;
     tasks.stop(std::time::Duration::from_secs(1)).await;
 }

@@ -3,17 +3,15 @@
 //! lua/prelude.lua documents it.
 
 use std::sync::{
-    Arc, OnceLock,
+    Arc,
     atomic::{AtomicU64, Ordering},
 };
 
 use axum::{
     Router,
     body::{Body, to_bytes},
-    extract::State,
-    routing::post,
 };
-use chrono::{DateTime, Utc};
+use chrono::Utc;
 use http::{HeaderMap, Request, StatusCode};
 use redis::AsyncCommands;
 use serde_json::{Value, json};
@@ -21,23 +19,21 @@ use sqlx::{PgPool, Row};
 use ticketping::{
     platform::{
         auth::{InternalSecret, Jwks, Role, Signer, Verifier},
-        db,
         events::{Event, Handler, HandlerError},
         http::finish,
         metrics::Metrics,
         place::{Place, PlaceKeys, PlaceState},
         redis::Redis,
         secret::Secret,
-        upstream::Upstream,
     },
-    serve::{
-        performances,
-        reservations::{self, Config, Deps, Reservations, TicketKey},
-    },
+    serve::reservations::{self, Config, Deps, Reservations, TicketKey},
 };
 use tower::ServiceExt;
 use uuid::Uuid;
 
+use super::house::{
+    hall, payments_answering, performances_router, pool, pool_of_performances, upstream,
+};
 use crate::support;
 
 pub struct World {
@@ -314,16 +310,17 @@ impl World {
         let key = data["orderId"].as_str().unwrap();
         let event = Event::new(id, "payments", kind, key, Utc::now(), raw);
         // What passes is tried again, as the relay does; false: a dead letter.
-        for _ in 0..50 {
-            match self.handler.handle(&event).await {
-                Ok(()) => return true,
-                Err(HandlerError::Retry(_)) => {
-                    tokio::time::sleep(std::time::Duration::from_millis(100)).await;
-                }
-                Err(HandlerError::Poison(_)) => return false,
-            }
-        }
-        panic!("{kind} of {key} was tried for too long");
+        let mut handled = None;
+        support::eventually(&format!("{kind} of {key} is handled"), async || {
+            handled = match self.handler.handle(&event).await {
+                Ok(()) => Some(true),
+                Err(HandlerError::Retry(_)) => None,
+                Err(HandlerError::Poison(_)) => Some(false),
+            };
+            handled.is_some()
+        })
+        .await;
+        handled.unwrap_or_default()
     }
 
     pub async fn paid(&self, event: Uuid, order: Uuid, payment: Uuid) -> bool {
@@ -382,6 +379,28 @@ impl World {
             .await
             .unwrap()
             .unwrap_or_default()
+    }
+
+    /// Waits until Redis shows these bytes.
+    pub async fn until_bytes(&self, wanted: &str) {
+        support::eventually(wanted, async || self.bytes().await == wanted).await;
+    }
+
+    /// The schedule's seat map, once it shows `wanted` seats otherwise than AVAILABLE.
+    pub async fn until_map(&self, wanted: usize) -> Answer {
+        let path = format!("/api/v1/schedules/{}/seats", self.schedule);
+        let mut map = self.call("GET", &path, "", None).await;
+        support::eventually("the seat map follows", async || {
+            map = self.call("GET", &path, "", None).await;
+            let seats = map.body["seats"].as_array().unwrap();
+            seats
+                .iter()
+                .filter(|seat| seat["status"] != "AVAILABLE")
+                .count()
+                == wanted
+        })
+        .await;
+        map
     }
 
     pub async fn remaining(&self) -> i64 {
@@ -456,78 +475,4 @@ impl World {
     pub async fn reopen_queue(&self) {
         self.open_queue().await;
     }
-}
-
-async fn pool(database: &str, schema: &'static str, migrator: &sqlx::migrate::Migrator) -> PgPool {
-    let pool = db::pool(database, schema, 10).unwrap();
-    db::migrate(&pool, schema, migrator).await.unwrap();
-    pool
-}
-
-async fn pool_of_performances(database: &str) -> PgPool {
-    pool(database, performances::SCHEMA, &performances::MIGRATOR).await
-}
-
-fn performances_router(pool: PgPool, secret: &InternalSecret) -> Router {
-    let role = performances::Performances::new(pool, secret.clone());
-    performances::router(role).split_for_parts().0
-}
-
-/// Payments apart: its own tests are in another module. It answers as the
-/// contract between the two roles says.
-fn payments_answering(outcome: Arc<std::sync::Mutex<&'static str>>) -> Router {
-    let answer = |State(outcome): State<Arc<std::sync::Mutex<&'static str>>>| async move {
-        let outcome = *outcome.lock().unwrap();
-        axum::Json(json!({ "outcome": outcome }))
-    };
-    Router::new()
-        .route("/internal/v1/orders/{id}/cancel-payment", post(answer))
-        .with_state(outcome)
-}
-
-fn upstream(router: Router, secret: &InternalSecret) -> Upstream {
-    let slot = Arc::new(OnceLock::new());
-    slot.set(router).unwrap();
-    Upstream::local(slot, secret.clone())
-}
-
-async fn hall(pool: &PgPool, rows: u32, seats_a_row: u32) -> (Uuid, Uuid, Vec<Uuid>) {
-    let (venue, performance, schedule) = (Uuid::now_v7(), Uuid::now_v7(), Uuid::now_v7());
-    let starts_at: DateTime<Utc> = Utc::now() + chrono::Duration::days(30);
-    let total = i32::try_from(rows * seats_a_row).unwrap();
-    sqlx::query("insert into venues (id, name, address, layout) values ($1, 'Hall', 'Here', '[]')")
-        .bind(venue)
-        .execute(pool)
-        .await
-        .unwrap();
-    sqlx::query(
-        "insert into performances (id, venue_id, title, runtime_minutes, age_rating, booking_opens_at, booking_closes_at)
-         values ($1, $2, 'Play', 90, 'ALL', now() - interval '1 day', now() + interval '20 days')",
-    )
-    .bind(performance).bind(venue).execute(pool).await.unwrap();
-    sqlx::query("insert into price_grades (performance_id, grade, name, price) values ($1, 0, 'VIP', 150000), ($1, 1, 'R', 90000)")
-        .bind(performance).execute(pool).await.unwrap();
-    sqlx::query("insert into schedules (id, performance_id, starts_at, total_seats) values ($1, $2, $3, $4)")
-        .bind(schedule).bind(performance).bind(starts_at).bind(total).execute(pool).await.unwrap();
-    sqlx::query("insert into sections (venue_id, section, name) values ($1, 0, 'Stalls')")
-        .bind(venue)
-        .execute(pool)
-        .await
-        .unwrap();
-    let mut seats = Vec::new();
-    for row in 0..rows {
-        for number in 0..seats_a_row {
-            let id = Uuid::now_v7();
-            sqlx::query("insert into seats (schedule_id, idx, section, grade, number, row_label, id) values ($1, $2, 0, $3, $4, $5, $6)")
-                .bind(schedule)
-                .bind(i32::try_from(seats.len()).unwrap())
-                .bind(i16::from(row > 0))
-                .bind(i16::try_from(number + 1).unwrap())
-                .bind(char::from(b'A' + u8::try_from(row % 26).unwrap()).to_string())
-                .bind(id)
-                .execute(pool).await.unwrap();
-            seats.push(id);
-        }
-    }
-    (performance, schedule, seats)
 }

@@ -9,11 +9,42 @@ use super::{
 };
 use crate::support;
 
+/// What the roles stand on.
+pub struct Stores {
+    pub redis_url: String,
+    pub redis_prefix: String,
+    pub database_url: String,
+    pub brokers: String,
+    pub kafka_prefix: String,
+}
+
+impl Stores {
+    /// Those that all tests share, with a prefix and a database of this test's own.
+    pub async fn shared() -> Self {
+        Self {
+            redis_url: support::stores().await.redis_url.clone(),
+            redis_prefix: support::prefix(),
+            database_url: support::fresh_database().await,
+            brokers: support::kafka::kafka().await.to_owned(),
+            kafka_prefix: support::prefix(),
+        }
+    }
+}
+
+/// A role: how it is started, and its process while it runs.
+pub struct Role {
+    pub name: &'static str,
+    listen: Option<String>,
+    pub process: Option<Process>,
+}
+
 /// The roles' processes and where to reach the sale.
 pub struct Apart {
-    pub processes: Vec<Process>,
+    pub roles: Vec<Role>,
     pub api: Http,
     pub stripe: Http,
+    /// The secret key that the sandbox takes.
+    pub stripe_key: String,
     envs: Vec<(&'static str, String)>,
     dir: PathBuf,
 }
@@ -26,84 +57,69 @@ const ROLES: [&str; 6] = [
     "payments",
     "gateway",
 ];
+const SANDBOX: &str = "stripe-sandbox";
 
 impl Apart {
     /// Starts them all, and waits until every one of them is ready.
     pub async fn start(dir: &Path) -> Self {
-        let redis = support::stores().await.redis_url.clone();
-        let database = support::fresh_database().await;
-        let brokers = support::kafka::kafka().await.to_owned();
+        Self::start_on(dir, &Stores::shared().await, &[]).await
+    }
+
+    /// The same on stores of the caller's, with more in their environment.
+    pub async fn start_on(dir: &Path, stores: &Stores, more: &[(&'static str, String)]) -> Self {
         let ports: Vec<u16> = (0..=ROLES.len()).map(|_| support::free_port()).collect();
+        let stripe_key = format!("sk_test_{}", random(16));
+        let mut envs = environment(dir, stores, &ports, &stripe_key);
+        envs.extend(more.iter().cloned());
         let url = |i: usize| format!("http://127.0.0.1:{}", ports[i]);
-        let stripe = url(ROLES.len());
-        let random = |n: usize| hex::encode((0..n).map(|_| rand::random()).collect::<Vec<u8>>());
-        let key = dir.join("jwt.pem");
-        let (_, pem) = ticketping::platform::auth::Signer::generate().unwrap();
-        std::fs::write(&key, pem).unwrap();
-        let envs = vec![
-            ("TICKETPING_REDIS_URL", redis),
-            ("TICKETPING_REDIS_PREFIX", support::prefix()),
-            ("TICKETPING_DATABASE_URL", database),
-            ("TICKETPING_DATABASE_CONNECTIONS", "4".into()),
-            ("TICKETPING_KAFKA_BROKERS", brokers),
-            ("TICKETPING_KAFKA_PREFIX", support::prefix()),
-            ("TICKETPING_JWT_KEY_FILE", key.to_str().unwrap().to_owned()),
-            ("TICKETPING_INTERNAL_SECRET", random(32)),
-            ("TICKETPING_PLACE_KEYS", format!("1:{}", random(32))),
-            ("TICKETPING_TICKET_KEY", random(32)),
-            ("TICKETPING_USERS_URL", url(0)),
-            ("TICKETPING_PERFORMANCES_URL", url(1)),
-            ("TICKETPING_QUEUE_URL", url(2)),
-            ("TICKETPING_RESERVATIONS_URL", url(3)),
-            ("TICKETPING_PAYMENTS_URL", url(4)),
-            ("TICKETPING_OPS_LISTEN", "127.0.0.1:0".into()),
-            (
-                "TICKETPING_STRIPE_SANDBOX_LISTEN",
-                format!("127.0.0.1:{}", ports[ROLES.len()]),
-            ),
-            (
-                "TICKETPING_STRIPE_SANDBOX_WEBHOOK_URL",
-                format!("{}/api/v1/payments/webhook", url(5)),
-            ),
-            ("STRIPE_URL", stripe.clone()),
-            ("STRIPE_SECRET_KEY", format!("sk_test_{}", random(16))),
-            ("STRIPE_PUBLISHABLE_KEY", format!("pk_test_{}", random(16))),
-            ("STRIPE_WEBHOOK_SECRET", format!("whsec_{}", random(16))),
-        ];
-        let log = |role: &str| dir.join(format!("{role}.log"));
-        let mut processes = vec![Process::start(
-            &["serve", "stripe-sandbox"],
-            &envs,
-            &log("stripe-sandbox"),
-        )];
-        for (i, role) in ROLES.iter().enumerate() {
-            let listen = format!("127.0.0.1:{}", ports[i]);
-            let args = ["serve", role, "--listen", &listen];
-            processes.push(Process::start(&args, &envs, &log(role)));
-        }
-        let this = Self {
-            processes,
+        let listen = |i: usize| Some(format!("127.0.0.1:{}", ports[i]));
+        let named = ROLES.iter().enumerate().map(|(i, name)| (*name, listen(i)));
+        let mut this = Self {
+            roles: std::iter::once((SANDBOX, None))
+                .chain(named)
+                .map(|(name, listen)| Role {
+                    name,
+                    listen,
+                    process: None,
+                })
+                .collect(),
             api: Http::new(&url(5)),
-            stripe: Http::new(&stripe),
+            stripe: Http::new(&url(ROLES.len())),
+            stripe_key,
             envs,
             dir: dir.to_owned(),
         };
-        this.wait_until_ready(&log).await;
+        for at in 0..this.roles.len() {
+            this.start_role(at);
+        }
+        this.wait_until_ready().await;
         this
     }
 
-    async fn wait_until_ready(&self, log: &dyn Fn(&str) -> PathBuf) {
+    /// Starts a role that does not run; its log goes on where it was.
+    pub fn start_role(&mut self, at: usize) {
+        let role = &mut self.roles[at];
+        let mut args = vec!["serve", role.name];
+        if let Some(listen) = &role.listen {
+            args.extend(["--listen", listen]);
+        }
+        let log = self.dir.join(format!("{}.log", role.name));
+        role.process = Some(Process::start(&args, &self.envs, &log));
+    }
+
+    async fn wait_until_ready(&self) {
+        let log = |role: &Role| {
+            std::fs::read_to_string(self.dir.join(format!("{}.log", role.name))).unwrap()
+        };
         let begun = std::time::Instant::now();
         loop {
-            let logs = ROLES.iter().chain(&["stripe-sandbox"]);
-            let mut missing =
-                logs.filter(|r| !std::fs::read_to_string(log(r)).unwrap().contains("serving"));
+            let mut missing = (self.roles.iter()).filter(|role| !log(role).contains("serving"));
             let Some(role) = missing.next() else { return };
-            let text = || std::fs::read_to_string(log(role)).unwrap();
             assert!(
                 begun.elapsed().as_secs() < 60,
-                "{role} never served:\n{}",
-                text()
+                "{} never served:\n{}",
+                role.name,
+                log(role)
             );
             tokio::time::sleep(std::time::Duration::from_millis(50)).await;
         }
@@ -127,7 +143,7 @@ impl Drop for Apart {
         if !std::thread::panicking() {
             return;
         }
-        for role in ROLES.iter().chain(&["stripe-sandbox"]) {
+        for role in ROLES.iter().chain(&[SANDBOX]) {
             let text = std::fs::read_to_string(self.dir.join(format!("{role}.log")));
             let text = text.unwrap_or_default();
             let lines: Vec<&str> = text.lines().rev().take(30).collect();
@@ -135,4 +151,51 @@ impl Drop for Apart {
             lines.iter().rev().for_each(|line| println!("{line}"));
         }
     }
+}
+
+fn random(bytes: usize) -> String {
+    hex::encode((0..bytes).map(|_| rand::random()).collect::<Vec<u8>>())
+}
+
+/// All of what README's table says that a role on its own needs.
+fn environment(
+    dir: &Path,
+    stores: &Stores,
+    ports: &[u16],
+    stripe_key: &str,
+) -> Vec<(&'static str, String)> {
+    let url = |i: usize| format!("http://127.0.0.1:{}", ports[i]);
+    let key = dir.join("jwt.pem");
+    let (_, pem) = ticketping::platform::auth::Signer::generate().unwrap();
+    std::fs::write(&key, pem).unwrap();
+    vec![
+        ("TICKETPING_REDIS_URL", stores.redis_url.clone()),
+        ("TICKETPING_REDIS_PREFIX", stores.redis_prefix.clone()),
+        ("TICKETPING_DATABASE_URL", stores.database_url.clone()),
+        ("TICKETPING_DATABASE_CONNECTIONS", "4".into()),
+        ("TICKETPING_KAFKA_BROKERS", stores.brokers.clone()),
+        ("TICKETPING_KAFKA_PREFIX", stores.kafka_prefix.clone()),
+        ("TICKETPING_JWT_KEY_FILE", key.to_str().unwrap().to_owned()),
+        ("TICKETPING_INTERNAL_SECRET", random(32)),
+        ("TICKETPING_PLACE_KEYS", format!("1:{}", random(32))),
+        ("TICKETPING_TICKET_KEY", random(32)),
+        ("TICKETPING_USERS_URL", url(0)),
+        ("TICKETPING_PERFORMANCES_URL", url(1)),
+        ("TICKETPING_QUEUE_URL", url(2)),
+        ("TICKETPING_RESERVATIONS_URL", url(3)),
+        ("TICKETPING_PAYMENTS_URL", url(4)),
+        ("TICKETPING_OPS_LISTEN", "127.0.0.1:0".into()),
+        (
+            "TICKETPING_STRIPE_SANDBOX_LISTEN",
+            format!("127.0.0.1:{}", ports[ROLES.len()]),
+        ),
+        (
+            "TICKETPING_STRIPE_SANDBOX_WEBHOOK_URL",
+            format!("{}/api/v1/payments/webhook", url(5)),
+        ),
+        ("STRIPE_URL", url(ROLES.len())),
+        ("STRIPE_SECRET_KEY", stripe_key.to_owned()),
+        ("STRIPE_PUBLISHABLE_KEY", format!("pk_test_{}", random(16))),
+        ("STRIPE_WEBHOOK_SECRET", format!("whsec_{}", random(16))),
+    ]
 }

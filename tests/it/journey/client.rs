@@ -77,6 +77,17 @@ impl Http {
         headers: &[(&str, &str)],
         body: impl Into<Body>,
     ) -> Reply {
+        self.try_send(method, path, headers, body).await.unwrap()
+    }
+
+    /// As [`Self::send`], where there may be nobody who answers.
+    pub async fn try_send(
+        &self,
+        method: Method,
+        path: &str,
+        headers: &[(&str, &str)],
+        body: impl Into<Body>,
+    ) -> Result<Reply, anyhow::Error> {
         let mut request = Request::builder()
             .method(method)
             .uri(format!("{}{path}", self.base));
@@ -86,18 +97,17 @@ impl Http {
         let response = self
             .client
             .request(request.body(body.into()).unwrap())
-            .await
-            .unwrap();
+            .await?;
         let (parts, body) = response.into_parts();
-        let bytes = body.collect().await.unwrap().to_bytes();
+        let bytes = body.collect().await?.to_bytes();
         let text = String::from_utf8_lossy(&bytes).into_owned();
         let body = serde_json::from_slice(&bytes).unwrap_or(Value::Null);
-        Reply {
+        Ok(Reply {
             status: parts.status,
             headers: parts.headers,
             body,
             text,
-        }
+        })
     }
 
     pub async fn get(&self, path: &str, headers: &[(&str, &str)]) -> Reply {

@@ -1,67 +1,111 @@
-//! The process dies at each commit and I/O edge of payments and events, once each; the next one
-//! finishes what was begun.
+//! The process dies at each commit and I/O edge of orders, payments and events, once each; the
+//! next one finishes what was begun.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
+use futures_util::future::BoxFuture;
+use serde_json::{Value, json};
+use sqlx::{Connection, PgConnection};
 use ticketping::platform::failpoint::FAILPOINTS;
 
 use super::shop::Shop;
-use crate::journey::steps::{Buyer, pay};
+use crate::journey::client::Reply;
+use crate::journey::steps::{self, Buyer, pay};
 
-/// A purchase and its cancellation, as far as the server lives to answer.
-async fn journey(shop: &Shop, buyer: &Buyer, order: &str) {
-    let payment = shop.begin(buyer, order).await;
-    if payment.status != 201 {
-        return;
-    }
-    if pay(&shop.sale, &payment, "pm_card_visa").await.status == 200 {
-        shop.until_order(buyer, order, "CONFIRMED").await;
-        shop.cancel(buyer, order).await;
-        shop.until_order(buyer, order, "REFUNDED").await;
-    }
-}
+/// Soon after a restart, what was open is looked at again.
+const QUICK: (&str, &str) = ("TICKETPING_PAYMENT_RECONCILE_AFTER", "2s");
+const SETTLED_WITHIN: Duration = Duration::from_secs(40);
 
-/// Points on the way of a purchase and its refund.
-fn on_the_way() -> impl Iterator<Item = &'static str> {
+fn points(wanted: fn(&str) -> bool) -> Vec<&'static str> {
     FAILPOINTS
         .iter()
         .copied()
-        .filter(|name| name.starts_with("events.") || name.starts_with("payments."))
-        .filter(|name| !name.contains("cancel"))
+        .filter(|name| wanted(name))
+        .collect()
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn dying_at_any_edge_neither_loses_nor_doubles_money() {
-    let points: Vec<&str> = on_the_way().collect();
+/// Points on the way of a purchase and its refund.
+pub fn of_a_purchase() -> Vec<&'static str> {
+    points(|name| {
+        ["events.", "payments.", "orders.step_"]
+            .iter()
+            .any(|family| name.starts_with(family))
+            && !name.contains("cancel")
+    })
+}
+
+/// Of giving up an order whose payment was begun.
+pub fn of_a_cancellation() -> Vec<&'static str> {
+    points(|name| name.starts_with("payments.") && name.contains("cancel"))
+}
+
+/// Of taking a hold.
+pub fn of_a_hold() -> Vec<&'static str> {
+    points(|name| {
+        name.starts_with("orders.")
+            && !name.starts_with("orders.step_")
+            && !name.starts_with("orders.reacquire_")
+    })
+}
+
+/// Of money that comes when the hold has ended.
+pub fn of_a_late_payment() -> Vec<&'static str> {
+    points(|name| name.starts_with("orders.reacquire_"))
+}
+
+/// One buyer's order, and somebody to walk on it while the process lives.
+struct Walk {
+    shop: Shop,
+    buyer: Buyer,
+    /// Empty where none was made before.
+    order: String,
+}
+
+type Steps = for<'a> fn(&'a Walk) -> BoxFuture<'a, ()>;
+
+/// Dies at each of `points` while `steps` are walked; `finish` then finds all in order. With
+/// `held`, the order is made before.
+async fn sweep(
+    points: &[&'static str],
+    hold_ttl: &str,
+    envs: &[(&str, &str)],
+    held: bool,
+    (steps, finish): (Steps, Steps),
+) {
+    assert!(!points.is_empty());
     let users = points.len().to_string();
-    let quick = ("TICKETPING_PAYMENT_RECONCILE_AFTER", "2s");
-    let mut shop = Shop::open(&users, "10m", &[quick]).await;
-    let mut hit = 0;
+    let mut shop = Shop::open(&users, hold_ttl, envs).await;
     for (at, point) in points.iter().enumerate() {
         let buyer = shop.sale.buyers[at].clone();
-        let order = shop.hold(&buyer).await.str("id");
-        shop = shop.again(&[quick, ("TICKETPING_FAILPOINT", point)]).await;
-        let died = tokio::select! {
-            () = lives_until(&mut shop) => true,
-            () = tokio::time::sleep(Duration::ZERO) => false,
+        let order = match held {
+            true => shop.hold(&buyer).await.str("id"),
+            false => String::new(),
         };
-        assert!(!died, "{point}: died before anything was asked");
-        let (api, stripe) = (shop.sale.api.clone(), shop.sale.stripe.clone());
-        let walk = {
-            let walker = Shop::walker(&shop, api, stripe);
-            let (buyer, order) = (buyer.clone(), order.clone());
-            tokio::spawn(async move { journey(&walker, &buyer, &order).await })
-        };
+        let armed = [envs, &[("TICKETPING_FAILPOINT", *point)]].concat();
+        shop = shop.again(&armed).await;
+        assert!(!shop.dead(), "{point}: died before anything was asked");
+        let on = walk(&shop, &buyer, &order);
+        let walking = tokio::spawn(async move { steps(&on).await });
         tokio::time::timeout(Duration::from_secs(30), lives_until(&mut shop))
             .await
             .unwrap_or_else(|_| panic!("{point} was never passed"));
-        hit += 1;
-        walk.abort();
-        shop = shop.again(&[quick]).await;
-        finish(&shop, &buyer, &order, point).await;
+        walking.abort();
+        shop = shop.again(envs).await;
+        let on = walk(&shop, &buyer, &order);
+        let settled = tokio::time::timeout(SETTLED_WITHIN, finish(&on));
+        settled
+            .await
+            .unwrap_or_else(|_| panic!("{point}: never settled"));
+        println!("{point}: died, and was finished");
     }
-    println!("failpoints hit: {hit}/{}", points.len());
-    assert_eq!(hit, points.len());
+}
+
+fn walk(shop: &Shop, buyer: &Buyer, order: &str) -> Walk {
+    Walk {
+        shop: shop.walker(shop.sale.api.clone(), shop.sale.stripe.clone()),
+        buyer: buyer.clone(),
+        order: order.to_owned(),
+    }
 }
 
 async fn lives_until(shop: &mut Shop) {
@@ -70,45 +114,284 @@ async fn lives_until(shop: &mut Shop) {
     }
 }
 
-/// After the restart the buyer goes on; the books must come out even.
-async fn finish(shop: &Shop, buyer: &Buyer, order: &str, point: &str) {
-    let begun = Instant::now();
+impl Walk {
+    async fn status(&self) -> String {
+        self.shop
+            .order(&self.buyer, &self.order)
+            .await
+            .str("status")
+    }
+
+    /// The same key whenever it is asked.
+    async fn hold(&self) -> Reply {
+        let (performance, schedule) = steps::the_performance(&self.shop.sale).await;
+        let place = steps::enter(&self.shop.sale, &self.buyer, &performance).await;
+        let place = steps::turn(&self.shop.sale, &performance, place).await;
+        let (auth, token) = (self.buyer.auth(), place.str("queueToken"));
+        let headers = [
+            ("authorization", &*auth),
+            ("queue-token", &*token),
+            ("idempotency-key", "the-hold"),
+        ];
+        let wish = json!({"scheduleId": schedule, "bestAvailable": {"count": 2}});
+        self.shop
+            .sale
+            .api
+            .post("/api/v1/orders", &headers, wish)
+            .await
+    }
+
+    /// The only capture of this order, when there is exactly one.
+    async fn captured(&self) -> Option<Value> {
+        let intents = self.shop.intents(&self.order).await;
+        let mut captured = intents.iter().filter(|one| one["status"] == "succeeded");
+        let first = captured.next().cloned();
+        assert!(captured.next().is_none(), "captured twice: {intents:?}");
+        first
+    }
+
+    async fn sql(&self, sql: &'static str) {
+        let mut conn = PgConnection::connect(&self.shop.database_url())
+            .await
+            .unwrap();
+        sqlx::query(sql).execute(&mut conn).await.unwrap();
+        conn.close().await.unwrap();
+    }
+}
+
+async fn pause() {
+    tokio::time::sleep(Duration::from_millis(100)).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn dying_at_any_edge_neither_loses_nor_doubles_money() {
+    sweep(
+        &of_a_purchase(),
+        "10m",
+        &[QUICK],
+        true,
+        (
+            |walk| Box::pin(purchase_and_refund(walk)),
+            |walk| Box::pin(refunded_once(walk)),
+        ),
+    )
+    .await;
+}
+
+/// A purchase and its cancellation, as far as the server lives to answer.
+async fn purchase_and_refund(walk: &Walk) {
+    let payment = walk.shop.begin(&walk.buyer, &walk.order).await;
+    if payment.status != 201 {
+        return;
+    }
+    if pay(&walk.shop.sale, &payment, "pm_card_visa").await.status == 200 {
+        walk.shop
+            .until_order(&walk.buyer, &walk.order, "CONFIRMED")
+            .await;
+        walk.shop.cancel(&walk.buyer, &walk.order).await;
+        walk.shop
+            .until_order(&walk.buyer, &walk.order, "REFUNDED")
+            .await;
+    }
+}
+
+/// The buyer goes on; the books must come out even.
+async fn refunded_once(walk: &Walk) {
     loop {
-        assert!(
-            begun.elapsed() < Duration::from_secs(40),
-            "{point}: never settled"
-        );
-        let status = shop.order(buyer, order).await.str("status");
-        match status.as_str() {
+        match walk.status().await.as_str() {
             "REFUNDED" => break,
-            "CONFIRMED" => drop(shop.cancel(buyer, order).await),
+            "CONFIRMED" => drop(walk.shop.cancel(&walk.buyer, &walk.order).await),
             "PENDING_PAYMENT" => {
-                let payment = shop.begin(buyer, order).await;
+                let payment = walk.shop.begin(&walk.buyer, &walk.order).await;
                 if payment.status == 201 && payment.body["clientSecret"].is_string() {
-                    pay(&shop.sale, &payment, "pm_card_visa").await;
+                    pay(&walk.shop.sale, &payment, "pm_card_visa").await;
                 }
             }
-            other => panic!("{point}: the order became {other}"),
+            other => panic!("the order became {other}"),
         }
-        tokio::time::sleep(Duration::from_millis(300)).await;
+        pause().await;
     }
     loop {
-        let intents = shop.intents(order).await;
-        let captured: Vec<_> = intents
-            .iter()
-            .filter(|one| one["status"] == "succeeded")
-            .collect();
-        assert_eq!(captured.len(), 1, "{point}: captured {intents:?}");
-        let refunds = shop.refunds(captured[0]["id"].as_str().unwrap()).await;
-        assert!(refunds.len() <= 1, "{point}: refunded twice");
+        let captured = walk.captured().await.expect("it was paid");
+        let refunds = walk.shop.refunds(captured["id"].as_str().unwrap()).await;
+        assert!(refunds.len() <= 1, "refunded twice");
         if let [refund] = refunds.as_slice() {
-            assert_eq!(refund["amount"], captured[0]["amount_received"], "{point}");
+            assert_eq!(refund["amount"], captured["amount_received"]);
             return;
         }
-        assert!(
-            begun.elapsed() < Duration::from_secs(40),
-            "{point}: never refunded"
-        );
-        tokio::time::sleep(Duration::from_millis(200)).await;
+        pause().await;
     }
+}
+
+/// What Stripe made for a process that died before it noted it is found by its key.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_intent_of_a_dead_process_is_found_again() {
+    sweep(
+        &["payments.after_stripe_create"],
+        "10m",
+        &[QUICK],
+        true,
+        (
+            |walk| Box::pin(begun_and_nobody_told(walk)),
+            |walk| Box::pin(one_intent(walk)),
+        ),
+    )
+    .await;
+}
+
+async fn begun_and_nobody_told(walk: &Walk) {
+    // Stripe's own news of the intent would lead to it as well.
+    walk.shop.faults("webhook_drop").await;
+    walk.shop.begin(&walk.buyer, &walk.order).await;
+}
+
+async fn one_intent(walk: &Walk) {
+    let payment = walk.shop.begin(&walk.buyer, &walk.order).await.expect(201);
+    let intents = walk.shop.intents(&walk.order).await;
+    let ids: Vec<&Value> = intents.iter().map(|one| &one["id"]).collect();
+    assert_eq!(ids, [&payment.body["paymentIntentId"]]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn dying_while_a_payment_is_given_up_leaves_nothing_to_pay() {
+    sweep(
+        &of_a_cancellation(),
+        "10m",
+        &[QUICK],
+        true,
+        (
+            |walk| Box::pin(begun_and_given_up(walk)),
+            |walk| Box::pin(given_up(walk)),
+        ),
+    )
+    .await;
+}
+
+async fn begun_and_given_up(walk: &Walk) {
+    walk.shop.begin(&walk.buyer, &walk.order).await.expect(201);
+    walk.shop.cancel(&walk.buyer, &walk.order).await;
+}
+
+async fn given_up(walk: &Walk) {
+    loop {
+        let reply = walk.shop.cancel(&walk.buyer, &walk.order).await;
+        if reply.status == 200 {
+            assert_eq!(reply.body["status"], "CANCELLED");
+            break;
+        }
+        pause().await;
+    }
+    while walk
+        .shop
+        .intents(&walk.order)
+        .await
+        .iter()
+        .any(|one| one["status"] != "canceled")
+    {
+        assert!(walk.captured().await.is_none());
+        pause().await;
+    }
+    assert_eq!(walk.status().await, "CANCELLED");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn dying_while_seats_are_held_makes_one_order_for_one_key() {
+    sweep(
+        &of_a_hold(),
+        "10m",
+        &[],
+        false,
+        (
+            |walk| Box::pin(async move { drop(walk.hold().await) }),
+            |walk| Box::pin(one_order(walk)),
+        ),
+    )
+    .await;
+}
+
+async fn one_order(walk: &Walk) {
+    // As if the half minute had passed after which a dead request's key is taken over.
+    walk.sql("update reservations.idempotency_keys set locked_at = 'epoch' where status is null")
+        .await;
+    let order = walk.hold().await.expect(201);
+    let again = walk.hold().await.expect(201);
+    assert_eq!(again.body["id"], order.body["id"]);
+    let auth = walk.buyer.auth();
+    let headers = [("authorization", &*auth)];
+    let list = walk
+        .shop
+        .sale
+        .api
+        .get("/api/v1/orders", &headers)
+        .await
+        .expect(200);
+    let ids: Vec<&Value> = list.body["items"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|one| &one["id"])
+        .collect();
+    assert_eq!(ids, [&order.body["id"]]);
+    // And no seat is held for nobody: all that are held are this order's, and the map says so.
+    let path = format!("/api/v1/schedules/{}/seats", order.str("scheduleId"));
+    let seats: Vec<&Value> = order.body["seats"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|one| &one["id"])
+        .collect();
+    assert_eq!(seats.len(), 2);
+    let id = order.str("id");
+    let held_by_it = |map: &Reply| {
+        let held = map.body["seats"]
+            .as_array()
+            .unwrap()
+            .iter()
+            .filter(|one| one["status"] == "HELD");
+        let held: Vec<&Value> = held.map(|one| &one["id"]).collect();
+        held.len() == 2 && seats.iter().all(|seat| held.contains(seat))
+    };
+    walk.shop.sale.api.until(&path, &[], held_by_it).await;
+    // The next one begins with an empty house.
+    walk.shop.cancel(&walk.buyer, &id).await.expect(200);
+}
+
+/// The hold ends and the payment is still at the bank; it succeeds when the order is EXPIRED.
+#[tokio::test(flavor = "multi_thread")]
+async fn dying_while_late_money_takes_its_seats_again_confirms_once() {
+    let impatient = ("TICKETPING_PAYMENT_WAIT_MAX", "100ms");
+    sweep(
+        &of_a_late_payment(),
+        "10m",
+        &[QUICK, impatient],
+        true,
+        (
+            |walk| Box::pin(paid_late(walk)),
+            |walk| Box::pin(confirmed_late(walk)),
+        ),
+    )
+    .await;
+}
+
+async fn paid_late(walk: &Walk) {
+    walk.shop.faults("confirm/processing=3s").await;
+    let payment = walk.shop.begin(&walk.buyer, &walk.order).await.expect(201);
+    pay(&walk.shop.sale, &payment, "pm_card_visa")
+        .await
+        .expect(200);
+    // Restarts take longer than a hold that would end by itself.
+    walk.sql("update reservations.orders set expires_at = now()")
+        .await;
+    walk.shop
+        .until_order(&walk.buyer, &walk.order, "EXPIRED")
+        .await;
+}
+
+async fn confirmed_late(walk: &Walk) {
+    walk.shop
+        .until_order(&walk.buyer, &walk.order, "CONFIRMED")
+        .await;
+    let captured = walk.captured().await.expect("it was paid");
+    let refunds = walk.shop.refunds(captured["id"].as_str().unwrap()).await;
+    assert!(refunds.is_empty(), "{refunds:?}");
 }

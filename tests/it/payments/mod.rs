@@ -1,10 +1,13 @@
 //! Money on the real binary and the real sandbox: every captured payment ends in one confirmed
 //! order or one full refund, whatever Stripe, the network and the process do.
 
-mod crashes;
+mod at_stripe;
+pub mod crashes;
 mod shop;
 
 use std::time::{Duration, Instant};
+
+use sqlx::{Connection, PgConnection};
 
 use self::shop::{Shop, pause};
 use crate::journey::steps::pay;
@@ -115,6 +118,11 @@ async fn an_unknown_answer_at_creation_leads_to_one_payable_intent() {
             .filter(|one| one["status"] == "succeeded")
             .collect();
         assert_eq!(captured.len(), 1, "{fault}");
+        // Stripe keeps a stored failure under its key for ever; any other answer is found again.
+        if *fault != "create/error_stored" {
+            let intents = shop.intents(&order).await;
+            assert_eq!(intents.len(), 1, "{fault}: {intents:?}");
+        }
     }
 }
 
@@ -189,12 +197,83 @@ async fn a_refund_made_at_stripe_reaches_the_order() {
     let payment = shop.begin(buyer, &order).await.expect(201);
     pay(&shop.sale, &payment, "pm_card_visa").await.expect(200);
     shop.until_order(buyer, &order, "CONFIRMED").await;
-    shop.refund_at_stripe(&payment.str("paymentIntentId")).await;
+    shop.refund_at_stripe(&payment.str("paymentIntentId"), None)
+        .await;
     shop.until_order(buyer, &order, "REFUNDED").await;
     assert_eq!(
         shop.payment(buyer, &payment.str("id")).await.body["status"],
         "REFUNDED"
     );
+}
+
+/// Stripe never sends it again: it must be there, though the process dies with its answer.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_webhook_that_was_answered_is_kept_whatever_dies() {
+    let mut shop = Shop::open("1", "60s", &[]).await;
+    let secret = shop.webhook_secret();
+    assert_eq!(shop.webhook("evt_kept", &secret).await, 200);
+    let database = shop.database_url();
+    shop.process.take().unwrap().kill().await;
+    let mut books = PgConnection::connect(&database).await.unwrap();
+    let kept: Vec<String> = sqlx::query_scalar("select id from payments.webhook_events")
+        .fetch_all(&mut books)
+        .await
+        .unwrap();
+    assert_eq!(kept, ["evt_kept"]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn both_secrets_count_while_they_are_rotated_and_one_afterwards() {
+    let (old, rotating) = ("whsec_before", "STRIPE_WEBHOOK_SECRET_PREVIOUS");
+    let shop = Shop::open("1", "60s", &[(rotating, old)]).await;
+    let new = shop.webhook_secret();
+    assert_eq!(shop.webhook("evt_1", old).await, 200);
+    assert_eq!(shop.webhook("evt_2", &new).await, 200);
+    assert_eq!(shop.webhook("evt_3", "whsec_of_nobody").await, 400);
+    let shop = shop.again(&[]).await;
+    assert_eq!(shop.webhook("evt_4", old).await, 400);
+    assert_eq!(shop.webhook("evt_5", &new).await, 200);
+}
+
+/// While Stripe does not answer, the intent may yet be paid, so nobody is told of its end and the
+/// seats stay held.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_end_of_a_payment_is_said_once_stripe_has_said_it() {
+    let shop = Shop::open("1", "1s", &[]).await;
+    let buyer = &shop.sale.buyers[0];
+    let order = shop.hold(buyer).await.str("id");
+    shop.begin(buyer, &order).await.expect(201);
+    shop.faults("cancel/error_before").await;
+    let mut books = PgConnection::connect(&shop.database_url()).await.unwrap();
+    let mut look = async || -> (bool, String, i64) {
+        sqlx::query_as(
+            "select cancel_requested_at is not null, state, (select count(*) from payments.outbox
+                 where type = 'payment.cancelled' and key = order_id::text)
+             from payments.payments where order_id = $1::uuid",
+        )
+        .bind(&order)
+        .fetch_one(&mut books)
+        .await
+        .unwrap()
+    };
+    let begun = Instant::now();
+    let asked = loop {
+        let seen = look().await;
+        if seen.0 {
+            break seen;
+        }
+        assert!(begun.elapsed() < Duration::from_secs(20), "never asked");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    };
+    assert_eq!((asked.1.as_str(), asked.2), ("REQUIRES_PAYMENT", 0));
+    assert_eq!(
+        shop.order(buyer, &order).await.body["status"],
+        "PENDING_PAYMENT"
+    );
+    shop.faults("").await;
+    shop.until_order(buyer, &order, "EXPIRED").await;
+    let done = look().await;
+    assert_eq!((done.1.as_str(), done.2), ("CANCELLED", 1));
 }
 
 /// From the card to CONFIRMED nobody waits for a poll.

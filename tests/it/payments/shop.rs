@@ -3,8 +3,11 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
+use hmac::{Hmac, KeyInit, Mac};
 use http::Method;
 use serde_json::{Value, json};
+use sha2::Sha256;
+use ticketping::platform::embedded::runtime::RuntimeFile;
 use ticketping::serve::secrets::Kept;
 
 use crate::journey::client::{Http, Reply};
@@ -117,6 +120,36 @@ impl Shop {
         process.child.try_wait().unwrap().is_some()
     }
 
+    /// Of the running server.
+    pub fn database_url(&self) -> String {
+        let runtime = RuntimeFile::read(&self.dir).unwrap();
+        runtime.expect("a server wrote it").database_url
+    }
+
+    /// What the sandbox signs with.
+    pub fn webhook_secret(&self) -> String {
+        Kept::load(&self.dir).unwrap().stripe_webhook_secret
+    }
+
+    /// Tells of an event of somebody else's, signed with `secret`; the status answered.
+    pub async fn webhook(&self, id: &str, secret: &str) -> u16 {
+        let event = json!({
+            "id": id, "object": "event", "type": "payment_intent.created", "livemode": false,
+            "data": {"object": {"id": "pi_of_somebody_else"}},
+        });
+        let (body, now) = (event.to_string(), chrono::Utc::now().timestamp());
+        let mut mac = Hmac::<Sha256>::new_from_slice(secret.as_bytes()).unwrap();
+        mac.update(format!("{now}.{body}").as_bytes());
+        let signature = format!("t={now},v1={}", hex::encode(mac.finalize().into_bytes()));
+        let headers = [
+            ("content-type", "application/json"),
+            ("stripe-signature", &*signature),
+        ];
+        let path = "/api/v1/payments/webhook";
+        let reply = self.sale.api.send(Method::POST, path, &headers, body).await;
+        reply.status.as_u16()
+    }
+
     /// What the sandbox does wrong from now on; empty is nothing.
     pub async fn faults(&self, faults: &str) {
         let headers = self.stripe_headers();
@@ -155,10 +188,12 @@ impl Shop {
         list.body["data"].as_array().unwrap().clone()
     }
 
-    pub async fn refund_at_stripe(&self, intent: &str) {
+    /// As in Stripe's dashboard: so much of it, or all that is left.
+    pub async fn refund_at_stripe(&self, intent: &str, amount: Option<i64>) {
         let headers = self.stripe_headers();
         let headers: Vec<(&str, &str)> = headers.iter().map(|(k, v)| (*k, v.as_str())).collect();
-        let body = format!("payment_intent={intent}");
+        let amount = amount.map(|amount| format!("&amount={amount}"));
+        let body = format!("payment_intent={intent}{}", amount.unwrap_or_default());
         self.sale
             .stripe
             .send(Method::POST, "/v1/refunds", &headers, body)

@@ -139,6 +139,11 @@ impl Kafka {
         fs::read_to_string(self.dir.join("kafka.log")).unwrap_or_default()
     }
 
+    /// Of the running broker.
+    pub fn pid(&self) -> u32 {
+        self.broker.as_ref().expect("it runs").id()
+    }
+
     /// SIGKILL: no goodbye to anyone.
     pub fn kill(&mut self) {
         let mut broker = self.broker.take().expect("it runs");

@@ -113,6 +113,15 @@ pub fn fetched(script: &str) -> PathBuf {
     PathBuf::from(path.trim_end())
 }
 
+/// Looks until `check` says so.
+pub async fn eventually(what: &str, mut check: impl AsyncFnMut() -> bool) {
+    let deadline = std::time::Instant::now() + std::time::Duration::from_secs(20);
+    while !check().await {
+        assert!(std::time::Instant::now() < deadline, "never: {what}");
+        tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+    }
+}
+
 pub fn send(pid: u32, signal: nix::sys::signal::Signal) {
     let pid = nix::unistd::Pid::from_raw(pid.try_into().expect("a pid"));
     nix::sys::signal::kill(pid, signal).expect("it runs");

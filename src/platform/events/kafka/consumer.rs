@@ -104,8 +104,9 @@ fn make(
         .set("enable.auto.commit", "true")
         .set("auto.commit.interval.ms", "500")
         .set("partition.assignment.strategy", "cooperative-sticky")
-        // A dead member's partitions move on after so long.
-        .set("session.timeout.ms", "10000")
+        // A dead member's partitions move on after so long: the least that brokers allow unless
+        // told otherwise, and three heartbeats.
+        .set("session.timeout.ms", "6000")
         .set("heartbeat.interval.ms", "2000")
         .set("fetch.wait.max.ms", "100")
         .set("queued.max.messages.kbytes", "4096")

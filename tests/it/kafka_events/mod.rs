@@ -1,6 +1,8 @@
 //! Events by a real Apache Kafka: brokers and consumers that die, groups that rebalance,
 //! messages that come twice or cannot be handled.
 
+pub mod crashes;
+
 use std::collections::{BTreeMap, HashMap};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex};
@@ -23,6 +25,7 @@ use crate::support;
 use crate::support::kafka::{Kafka, kafka};
 
 struct Rig {
+    url: String,
     pool: PgPool,
     signal: OutboxSignal,
     config: KafkaConfig,
@@ -33,7 +36,8 @@ impl Rig {
     async fn new(brokers: &str) -> Self {
         let url = support::fresh_database().await;
         let pool = db::pool(&url, "role", 20).unwrap();
-        let effects = "create table effects (n bigint generated always as identity, key text, value int, by text)";
+        let effects = "create table effects (n bigint generated always as identity, key text, value int, by text);
+            create table begun (value int)";
         for sql in [
             "create schema role",
             outbox::DDL,
@@ -52,6 +56,7 @@ impl Rig {
             ..KafkaConfig::new(brokers)
         };
         Self {
+            url,
             pool,
             signal: OutboxSignal::new(),
             config,
