@@ -135,8 +135,9 @@ pub struct ProcessArgs {
 #[derive(Clone, Debug, clap::Args)]
 #[command(next_help_heading = "Stores")]
 pub struct StoreArgs {
-    /// Redis of the waiting room and the seats: redis://[:password@]host:port, rediss://…, or
-    /// redis+cluster://host:port,host:port [default: embedded, with `serve all`]
+    /// Redis of the waiting room and the seats: redis://[:password@]host:port[/db], rediss://…,
+    /// redis+cluster://host:port,host:port, or redis+sentinel://host:port,host:port/service[/db]
+    /// [default: embedded, with `serve all`]
     #[arg(
         long,
         env = "TICKETPING_REDIS_URL",
