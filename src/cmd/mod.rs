@@ -1,6 +1,7 @@
 //! One module a subcommand; each parses its own arguments and runs.
 
 pub mod audit;
+pub mod draw;
 pub mod events;
 pub mod loadgen;
 pub mod seed;
@@ -30,6 +31,7 @@ struct Cli {
 #[derive(Debug, clap::Subcommand)]
 enum Command {
     Audit(Box<audit::Args>),
+    Draw(draw::Args),
     Events(events::Args),
     /// Create halls, performances, seats, members and access tokens
     Seed(Box<seed::Args>),
@@ -61,6 +63,7 @@ pub fn main() -> ExitCode {
 async fn run(command: Command) -> Result<u8, Failure> {
     match command {
         Command::Audit(args) => audit::run(*args).await,
+        Command::Draw(args) => draw::run(args).await,
         Command::Events(args) => events::run(args).await,
         Command::Seed(args) => seed::run(*args).await,
         Command::Serve(args) => serve::run(*args).await,

@@ -60,6 +60,36 @@ impl Permutation {
         })
     }
 
+    /// How [`Permutation::permute`] comes to its result: each walk through the network, as the
+    /// halves before the first round and after each. Below 2^62 values no walk is long.
+    pub fn walks(&self, index: u64) -> Vec<Vec<(u64, u64)>> {
+        let mut walks = Vec::new();
+        let halves = (index >> self.half_bits, index & ((1 << self.half_bits) - 1));
+        let mut last = halves;
+        loop {
+            let mut walk = vec![last];
+            for round in 0..ROUNDS {
+                let (left, right) = last;
+                last = (right, left ^ self.round(round, right));
+                walk.push(last);
+            }
+            walks.push(walk);
+            if self.joined(last) < self.count {
+                return walks;
+            }
+        }
+    }
+
+    /// The value of two halves.
+    pub fn joined(&self, (left, right): (u64, u64)) -> u64 {
+        left << self.half_bits | right
+    }
+
+    /// Bits of the network: the smallest even number of them that holds `count`.
+    pub fn bits(&self) -> u32 {
+        2 * self.half_bits
+    }
+
     /// Which index goes to `place`.
     pub fn invert(&self, place: u64) -> u64 {
         self.walk(place, |mut left, mut right| {
@@ -107,6 +137,8 @@ mod tests {
             let draw = Permutation::new(b"a seed", count);
             let mut places: Vec<u64> = (0..count).map(|i| draw.permute(i)).collect();
             assert!((0..count).all(|i| draw.invert(draw.permute(i)) == i));
+            let walked = |i| draw.walks(i).last().and_then(|w| w.last().copied());
+            assert!((0..count).all(|i| walked(i).map(|h| draw.joined(h)) == Some(draw.permute(i))));
             places.sort_unstable();
             assert!(places.into_iter().eq(0..count), "{count}");
         }
@@ -123,27 +155,92 @@ mod tests {
     /// Computed by another program, from the words above.
     const FROZEN: [u64; 10] = [0, 3, 6, 8, 5, 7, 4, 1, 9, 2];
 
-    /// Over many draws each registration meets each place equally often.
-    #[test]
-    fn places_are_uniform_over_many_draws() {
-        const COUNT: u64 = 12;
+    /// How far `draw` is from a fair one, over many draws: the greatest chi-square of where any
+    /// registration falls, and of where any two neighbours fall together, against what a fair
+    /// draw exceeds once in ten thousand (11 and 131 degrees of freedom). The seeds are fixed,
+    /// so that a draw always passes or always fails.
+    fn skew(draw: impl Fn(&[u8], u64) -> Vec<u64>) -> f64 {
+        const COUNT: usize = 12;
         const DRAWS: u32 = 12_000;
-        let mut met = [[0_u32; COUNT as usize]; COUNT as usize];
+        const ALONE_MAX: f64 = 37.4;
+        const TOGETHER_MAX: f64 = 197.0;
+        let mut alone = vec![vec![0_u32; COUNT]; COUNT];
+        let mut together = vec![vec![0_u32; COUNT * COUNT]; COUNT - 1];
         for seed in 0..DRAWS {
-            let draw = Permutation::new(&Sha256::digest(seed.to_be_bytes()), COUNT);
+            let places = draw(&Sha256::digest(seed.to_be_bytes()), COUNT as u64);
+            let at = |i: usize| usize::try_from(places[i]).unwrap();
             for i in 0..COUNT {
-                met[usize::try_from(i).unwrap()][usize::try_from(draw.permute(i)).unwrap()] += 1;
+                alone[i][at(i)] += 1;
+                if i + 1 < COUNT {
+                    together[i][at(i) * COUNT + at(i + 1)] += 1;
+                }
             }
         }
-        let want = f64::from(DRAWS) / COUNT as f64;
-        for (i, row) in met.iter().enumerate() {
-            let chi: f64 = row
-                .iter()
-                .map(|&n| (f64::from(n) - want).powi(2) / want)
-                .sum();
-            // Eleven degrees of freedom: above 37.4 once in ten thousand. The seeds
-            // are fixed, so this either always passes or shows a real skew.
-            assert!(chi < 37.4, "registration {i}: chi-square {chi:.1}");
-        }
+        let chi = |met: &[u32], cells: usize| -> f64 {
+            let want = f64::from(DRAWS) / cells as f64;
+            let off: f64 = met.iter().map(|&n| (f64::from(n) - want).powi(2)).sum();
+            // Two cannot share a place: those cells are empty, and not wanted.
+            (off - (met.len() - cells) as f64 * want.powi(2)) / want
+        };
+        let alone = alone.iter().map(|met| chi(met, COUNT) / ALONE_MAX);
+        let pairs = COUNT * (COUNT - 1);
+        let together = together.iter().map(|met| chi(met, pairs) / TOGETHER_MAX);
+        alone.chain(together).fold(0.0, f64::max)
+    }
+
+    #[test]
+    fn places_are_uniform_over_many_draws() {
+        let skew = skew(|seed, count| {
+            let draw = Permutation::new(seed, count);
+            (0..count).map(|i| draw.permute(i)).collect()
+        });
+        assert!(skew < 1.0, "{skew:.2} of the bound");
+    }
+
+    /// Draws that look random at a glance, and are not fair.
+    #[test]
+    fn the_same_bound_catches_biased_draws() {
+        use rand_chacha::{
+            ChaCha8Rng,
+            rand_core::{Rng, SeedableRng},
+        };
+        let rng = |seed: &[u8]| ChaCha8Rng::from_seed(seed.try_into().unwrap());
+        // Who finds the place taken goes to the next free one, as in a quick hash table.
+        let stepping = |seed: &[u8], count: u64| {
+            let (mut rng, mut taken) = (rng(seed), vec![false; count as usize]);
+            let step = |_| {
+                let mut at = rng.next_u64() % count;
+                while std::mem::replace(&mut taken[at as usize], true) {
+                    at = (at + 1) % count;
+                }
+                at
+            };
+            (0..count).map(step).collect()
+        };
+        // The shuffle that swaps with any place, not only with those left.
+        let naive = |seed: &[u8], count: u64| {
+            let (mut rng, mut places) = (rng(seed), (0..count).collect::<Vec<_>>());
+            for i in 0..places.len() {
+                places.swap(i, (rng.next_u64() % count) as usize);
+            }
+            places
+        };
+        let rotated = |seed: &[u8], count: u64| {
+            let by = rng(seed).next_u64() % count;
+            (0..count).map(|i| (i + by) % count).collect()
+        };
+        // The network with half its rounds.
+        let short = |seed: &[u8], count: u64| {
+            let draw = Permutation::new(seed, count);
+            let network = |mut left, mut right| {
+                for round in 0..ROUNDS / 2 {
+                    (left, right) = (right, left ^ draw.round(round, right));
+                }
+                (left, right)
+            };
+            (0..count).map(|i| draw.walk(i, network)).collect()
+        };
+        let found = [skew(stepping), skew(naive), skew(rotated), skew(short)];
+        assert!(found.iter().all(|&skew| skew > 1.5), "{found:?}");
     }
 }
