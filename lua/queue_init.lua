@@ -13,10 +13,10 @@ local served = math.max(q.served or 0, tonumber(ARGV[4]))
 local text = function(number) return string.format('%.0f', number) end
 local fields = {}
 for i = 6, #ARGV, 2 do
-  -- A draw that is still being written goes on where it was.
-  if not (ARGV[i] == 'drawNext' and q.drawNext) then
-    fields[#fields + 1], fields[#fields + 2] = ARGV[i], ARGV[i + 1]
-  end
+  local value = ARGV[i + 1]
+  -- A draw whose registrations are still here (an older state may have them again) is written on.
+  if ARGV[i] == 'drawNext' and redis.call('EXISTS', q.reg) == 1 then value = text(q.drawNext or q.drawLo + 1) end
+  fields[#fields + 1], fields[#fields + 2] = ARGV[i], value
 end
 if #fields > 0 then redis.call('HSET', q.meta, unpack(fields)) end
 -- A first epoch has nothing to recover: everybody up to its base has been served.

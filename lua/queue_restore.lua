@@ -1,8 +1,10 @@
 -- queue_restore: places of earlier epochs come back by their tokens, each once an epoch.
 --   KEYS   as the prelude says
 --   ARGV   epoch, last number, entries: 34 bytes each, user id (16), number (8), deadline (8; 0: it
---          waited), may return (1: its turn is not known to have ended), registered (1: an index before the draw)
--- Returns {'ok', epoch, now, last, ceiling, outcomes} as queue_enter does, with code 9: the turn has ended; or {'lost', why}.
+--          waited), may return (0: too late, unless it stands here; 1: yes; 2: Postgres knows that its turn has ended),
+--          registered (1: an index before the draw)
+-- Returns {'ok', epoch, now, last, ceiling, outcomes} as queue_enter does, with code 9: the turn has ended, and 10: the
+-- draw is under way, so that its number is told when the seed is; or {'lost', why}.
 local q = q_open()
 assert(#ARGV == 3 and #ARGV[3] % 34 == 0, 'queue_restore: want ARGV epoch, last, entries')
 local lost = q_lost(q)
@@ -29,7 +31,8 @@ local function put_back(user, number, deadline, registered)
   if code and not admitted then return code, code == 2 and value or 0 end
   -- Who entered anew meanwhile keeps the better of the two numbers.
   if other and other < number then return 9, 0 end
-  if redis.call('SETBIT', q.back, number, 1) == 1 then return 9, 0 end
+  -- Who was put back once and is gone has had the turn; who still stands in line has not.
+  if redis.call('SETBIT', q.back, number, 1) == 1 and code ~= 1 then return 9, 0 end
   back = back + 1
   if registered then
     redis.call('ZADD', q.reg, number, user)
@@ -48,13 +51,28 @@ local function put_back(user, number, deadline, registered)
   return 1, 0
 end
 
+-- An older state may still have here whose turn is known to be over.
+local function forget(user, number)
+  if q_working(q, user) == number then
+    q_end_working(q, user, number, 'G')
+  elseif tonumber(redis.call('ZSCORE', q.wait, user)) == number then
+    redis.call('ZREM', q.wait, user)
+    back = back + 1
+  end
+end
+
 local out = {}
 for i = 1, #ARGV[3], 34 do
   local user = string.sub(ARGV[3], i, i + 15)
   local number, deadline, may, registered = struct.unpack('>I8I8BB', string.sub(ARGV[3], i + 16, i + 33))
   local code, until_ms = 9, 0
-  if registered == 1 and redis.call('ZSCORE', q.reg, user) then
+  if may == 2 then
+    forget(user, number)
+    if q.remaining == 0 then code = 4 end
+  elseif registered == 1 and redis.call('ZSCORE', q.reg, user) then
     code, number = 3, tonumber(redis.call('ZSCORE', q.reg, user))
+  elseif registered == 1 and q.drawHi then
+    code = 10
   elseif may == 1 and not (q_is(q.closesAt, q.now) or (q.remaining == 0 and deadline <= q.now)) then
     code, until_ms = put_back(user, number, deadline, registered == 1)
   else

@@ -5,7 +5,10 @@ use std::io::{BufRead, IsTerminal, Write};
 use redis::AsyncCommands;
 use sqlx::PgPool;
 
-use crate::platform::{failure::Failure, redis::Redis};
+use crate::{
+    platform::{failure::Failure, redis::Redis},
+    serve::queue,
+};
 
 /// The schemas of all roles; those that are not there are passed over.
 const SCHEMAS: &[&str] = &[
@@ -48,6 +51,10 @@ pub fn confirm(yes: bool, what: &str) -> Result<(), Failure> {
     }
 }
 
+/// Kept, and told that everything is gone: a running server remembers how far its queues were, and must not take
+/// the next life of a performance for the one that it knows.
+const EPOCHS: &str = "queue.epochs";
+
 /// Empties all tables, in one transaction.
 pub async fn database(pool: &PgPool) -> sqlx::Result<()> {
     let mut tx = pool.begin().await?;
@@ -63,10 +70,18 @@ pub async fn database(pool: &PgPool) -> sqlx::Result<()> {
     .fetch_all(&mut *tx)
     .await?;
     if !tables.is_empty() {
-        let truncate = format!("truncate {} cascade", tables.join(", "));
+        let emptied: Vec<&str> = tables
+            .iter()
+            .map(String::as_str)
+            .filter(|table| *table != EPOCHS)
+            .collect();
+        let truncate = format!("truncate {} cascade", emptied.join(", "));
         sqlx::query(sqlx::AssertSqlSafe(truncate))
             .execute(&mut *tx)
             .await?;
+        if tables.iter().any(|table| table == EPOCHS) {
+            queue::forget_everything(&mut *tx).await?;
+        }
     }
     tx.commit().await
 }

@@ -155,16 +155,7 @@ impl<H: Handler> Edge<H> {
                 &id,
             ),
         };
-        if let Some(known) = response.extensions_mut().remove::<Arc<Problem>>() {
-            // Headers that layers within have added (CORS) stay.
-            let mut fresh = known.response(id.to_str().ok());
-            for (name, value) in response.headers() {
-                if !fresh.headers().contains_key(name) && name != header::CONTENT_LENGTH {
-                    fresh.headers_mut().append(name.clone(), value.clone());
-                }
-            }
-            response = fresh;
-        }
+        response = with_id(response, &id);
         let headers = response.headers_mut();
         headers.insert(REQUEST_ID, id);
         headers
@@ -179,6 +170,21 @@ impl<H: Handler> Edge<H> {
 
 fn problem(problem: &Problem, id: &HeaderValue) -> Response {
     problem.response(id.to_str().ok())
+}
+
+/// A problem is rendered again with the request's id in its body; anything else stays.
+fn with_id(mut response: Response, id: &HeaderValue) -> Response {
+    let Some(known) = response.extensions_mut().remove::<Arc<Problem>>() else {
+        return response;
+    };
+    // Headers that layers within have added (CORS) stay.
+    let mut fresh = known.response(id.to_str().ok());
+    for (name, value) in response.headers() {
+        if !fresh.headers().contains_key(name) && name != header::CONTENT_LENGTH {
+            fresh.headers_mut().append(name.clone(), value.clone());
+        }
+    }
+    fresh
 }
 
 fn log(method: &Method, path: &str, status: StatusCode, begun: Instant, headers: &HeaderMap) {
@@ -282,6 +288,9 @@ impl<H: Handler> Edge<H> {
                 fast.answer(request.method(), request.uri(), request.headers())
         {
             let id = self.shared.request_id(request.headers());
+            if response.status() != StatusCode::OK {
+                response = with_id(response, &id);
+            }
             response.headers_mut().insert(REQUEST_ID, id);
             self.shared
                 .record(route, request.method(), response.status(), begun);

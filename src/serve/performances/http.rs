@@ -39,6 +39,7 @@ pub fn routes() -> OpenApiRouter<Performances> {
             "/internal/v1/overview",
             axum::routing::get(super::overview::overview),
         )
+        .route("/internal/v1/performances", axum::routing::get(on_sale))
         .route("/internal/v1/performances/{id}", axum::routing::get(facts))
         .route(
             "/internal/v1/schedules/{id}/catalogue",
@@ -327,6 +328,14 @@ async fn schedule(
         .board
         .answer(Key::Schedule(id), &headers, render)
         .await)
+}
+
+/// Whose queues people come to, today or soon.
+async fn on_sale(
+    _: Internal,
+    State(state): State<Performances>,
+) -> Result<Json<Vec<Uuid>>, Problem> {
+    Ok(Json(store::on_sale(&state.pool).await?))
 }
 
 /// What the queue and reservations need to know of a performance.

@@ -120,6 +120,17 @@ pub async fn performance(pool: &PgPool, id: Uuid) -> sqlx::Result<Option<Perform
         .await
 }
 
+/// Performances that can be booked now, or from within a day on; the latest to open first.
+pub async fn on_sale(pool: &PgPool) -> sqlx::Result<Vec<Uuid>> {
+    sqlx::query_scalar(
+        "select id from performances
+         where booking_closes_at > now() and booking_opens_at < now() + interval '1 day'
+         order by booking_opens_at desc, id limit 1000",
+    )
+    .fetch_all(pool)
+    .await
+}
+
 /// The grades of a performance, dearest first.
 pub async fn grades(pool: &PgPool, performance: Uuid) -> sqlx::Result<Vec<Grade>> {
     sqlx::query_as("select name, price from price_grades where performance_id = $1 order by grade")

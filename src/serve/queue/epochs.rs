@@ -29,6 +29,19 @@ pub struct Epoch {
     pub cut_lo: Option<i64>,
     /// To this number.
     pub cut_hi: Option<i64>,
+    /// Registrations for the draw have indexes above this.
+    pub draw_lo: Option<i64>,
+    /// No place of an earlier epoch comes back.
+    pub fresh_from: i32,
+    /// Somebody opened it a moment ago, and may be about to begin it in Redis.
+    pub just_opened: bool,
+}
+
+impl Epoch {
+    /// It begins with nobody: the first, or the one after everything was removed.
+    pub fn is_fresh(&self) -> bool {
+        self.fresh_from == self.epoch
+    }
 }
 
 crate::from_row!(Epoch {
@@ -39,13 +52,16 @@ crate::from_row!(Epoch {
     last,
     lost_served,
     cut_lo,
-    cut_hi
+    cut_hi,
+    draw_lo,
+    fresh_from,
+    just_opened,
 });
 
 /// The row of `performance`, if it ever had a queue.
 pub async fn load(pool: &PgPool, performance: Uuid) -> sqlx::Result<Option<Epoch>> {
     sqlx::query_as(
-        "select epoch, base, ceiling, served, last, lost_served, cut_lo, cut_hi from epochs where performance_id = $1",
+        "select epoch, base, ceiling, served, last, lost_served, cut_lo, cut_hi, draw_lo, fresh_from, opened_at > now() - interval '2 seconds' as just_opened from epochs where performance_id = $1",
     )
     .bind(performance)
     .fetch_optional(pool)
@@ -65,7 +81,7 @@ pub async fn open(
         return sqlx::query_as(
             "insert into epochs (performance_id, epoch, base, ceiling) values ($1, 1, 0, $2)
              on conflict do nothing
-             returning epoch, base, ceiling, served, last, lost_served, cut_lo, cut_hi",
+             returning epoch, base, ceiling, served, last, lost_served, cut_lo, cut_hi, draw_lo, fresh_from, opened_at > now() - interval '2 seconds' as just_opened",
         )
         .bind(performance)
         .bind(BLOCK)
@@ -73,11 +89,19 @@ pub async fn open(
         .await;
     };
     sqlx::query_as(
-        "update epochs set epoch = epoch + 1, base = ceiling, ceiling = ceiling + $3,
-            served = greatest(served, $4), lost_served = greatest(served, $4),
+        "update epochs set epoch = epoch + 1,
+            base = case when fresh then 0 else ceiling end,
+            ceiling = case when fresh then 0 else ceiling end + $3,
+            served = case when fresh then 0 else greatest(served, $4) end,
+            lost_served = case when fresh then 0 else greatest(served, $4) end,
+            last = case when fresh then 0 else last end,
+            cut_lo = case when not fresh then cut_lo end,
+            cut_hi = case when not fresh then cut_hi end,
+            draw_lo = case when not fresh then draw_lo end,
             opened_at = now(), live_at = now()
+         from (select epoch + 1 = fresh_from as fresh from epochs where performance_id = $1) as next
          where performance_id = $1 and epoch = $2
-         returning epoch, base, ceiling, served, last, lost_served, cut_lo, cut_hi",
+         returning epoch, base, ceiling, served, last, lost_served, cut_lo, cut_hi, draw_lo, fresh_from, opened_at > now() - interval '2 seconds' as just_opened",
     )
     .bind(performance)
     .bind(seen)
@@ -107,26 +131,45 @@ pub async fn reserve(
     .await
 }
 
+/// How far an epoch has come.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Progress {
+    /// Which epoch.
+    pub epoch: i32,
+    /// The turn of everybody at or below has come.
+    pub served: i64,
+    /// The last number issued.
+    pub last: i64,
+    /// Places ended together: above the first, up to the second.
+    pub cut: Option<(i64, i64)>,
+    /// Registrations for the draw have indexes above this.
+    pub draw_lo: Option<i64>,
+}
+
+/// Everything is removed: the next epoch of every queue begins with nobody, and no place of
+/// the epochs before comes back, though servers still run that remember them.
+pub async fn forget_everything(executor: impl sqlx::PgExecutor<'_>) -> sqlx::Result<()> {
+    sqlx::query("update queue.epochs set fresh_from = epoch + 1, live_at = '-infinity'")
+        .execute(executor)
+        .await
+        .map(drop)
+}
+
 /// Notes how far an epoch has come.
-pub async fn note(
-    pool: &PgPool,
-    performance: Uuid,
-    epoch: i32,
-    served: i64,
-    last: i64,
-    cut: Option<(i64, i64)>,
-) -> sqlx::Result<()> {
+pub async fn note(pool: &PgPool, performance: Uuid, progress: Progress) -> sqlx::Result<()> {
     sqlx::query(
         "update epochs set served = greatest(served, $3), last = greatest(last, $4),
-            cut_lo = coalesce($5, cut_lo), cut_hi = coalesce($6, cut_hi), live_at = now()
+            cut_lo = coalesce($5, cut_lo), cut_hi = coalesce($6, cut_hi),
+            draw_lo = least(draw_lo, $7), live_at = now()
          where performance_id = $1 and epoch = $2",
     )
     .bind(performance)
-    .bind(epoch)
-    .bind(served)
-    .bind(last)
-    .bind(cut.map(|c| c.0))
-    .bind(cut.map(|c| c.1))
+    .bind(progress.epoch)
+    .bind(progress.served)
+    .bind(progress.last)
+    .bind(progress.cut.map(|c| c.0))
+    .bind(progress.cut.map(|c| c.1))
+    .bind(progress.draw_lo)
     .execute(pool)
     .await
     .map(drop)
@@ -192,15 +235,13 @@ pub async fn ended_among(
     Ok(rows.into_iter().collect())
 }
 
-/// Turns that ended lately: what a Redis that lags may not know yet.
-pub async fn ended_lately(pool: &PgPool, performance: Uuid) -> sqlx::Result<Vec<(Uuid, i64)>> {
-    sqlx::query_as(
-        "select user_id, number from ended_turns
-         where performance_id = $1 and ended_at > now() - interval '1 hour'",
-    )
-    .bind(performance)
-    .fetch_all(pool)
-    .await
+/// Every turn that has ended: what a Redis with an older state may not know. Of a hundred
+/// thousand seats sold that is some megabytes, for a moment.
+pub async fn ended(pool: &PgPool, performance: Uuid) -> sqlx::Result<Vec<(Uuid, i64)>> {
+    sqlx::query_as("select user_id, number from ended_turns where performance_id = $1")
+        .bind(performance)
+        .fetch_all(pool)
+        .await
 }
 
 /// A performance's draw.

@@ -36,6 +36,12 @@ pub enum Error {
     /// Nobody enters.
     #[error("the queue takes no more people")]
     Draining,
+    /// Polled so often that it is abuse.
+    #[error("this place is asked for far more often than pollAfterMs says; wait that long")]
+    TooOften {
+        /// Polls are answered again after so many seconds.
+        seconds: u64,
+    },
     /// Come again in so many seconds.
     #[error("{cause}")]
     Unavailable {
@@ -92,6 +98,9 @@ impl From<Error> for Problem {
                 .with("opensAt", rfc3339(opens))
                 .with("closesAt", rfc3339(closes)),
             Error::Draining => Self::new(S::CONFLICT, "QUEUE_DRAINING", detail),
+            Error::TooOften { seconds } => {
+                Self::new(S::TOO_MANY_REQUESTS, "RATE_LIMITED", detail).retry_after(seconds)
+            }
             Error::Unavailable { cause } => Self::unavailable(cause).retry_after(1),
         }
     }

@@ -161,7 +161,8 @@ async fn enter(
         (status = 200, body = PlaceBody),
         (status = 401, body = ProblemBody, description = "INVALID_QUEUE_TOKEN"),
         (status = 409, body = ProblemBody, description = "SOLD_OUT, for who waits"),
-        (status = 410, body = ProblemBody, description = "QUEUE_TOKEN_EXPIRED")))]
+        (status = 410, body = ProblemBody, description = "QUEUE_TOKEN_EXPIRED"),
+        (status = 429, body = ProblemBody, description = "RATE_LIMITED: asked for far more often than told")))]
 async fn ask(
     Extract(state): Extract<State>,
     Path(performance): Path<Uuid>,

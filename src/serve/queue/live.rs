@@ -16,7 +16,7 @@ use super::{
     batch::Batcher,
     epochs::Draw,
     error::{Error, ms},
-    scripts::{Outcome, Return, Room, Seen},
+    scripts::{Outcome, Room, Seen},
     settings::Settings,
     snapshot::{Ranks, RateMeter, Snapshot},
 };
@@ -60,8 +60,25 @@ impl Rules {
     }
 }
 
-/// What goes with a batch of returns: the token's place, as it was proved.
-pub type Returning = Place;
+/// What goes with a batch of returns.
+#[derive(Clone, Copy, Debug)]
+pub struct Returning {
+    /// The token's place, as it was proved; drawn, where the draw has told its number.
+    pub place: Place,
+    /// The index that the token was given for, before the draw.
+    pub registration: Option<u64>,
+}
+/// What is noted of the epochs before one.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Before {
+    /// The one.
+    pub epoch: u32,
+    /// What they had served.
+    pub served: u64,
+    /// No place of an earlier epoch than this comes back.
+    pub fresh_from: u32,
+}
+
 /// The answer to one person of a batch.
 pub type Answer = Result<Outcome, Error>;
 
@@ -122,8 +139,8 @@ pub struct Live {
     pub noting: OneAtATime,
     /// One recovery at a time.
     pub recovering: tokio::sync::Mutex<()>,
-    /// What the epochs before had served, and the epoch for which that holds.
-    pub lost_served: Mutex<(u32, u64)>,
+    /// What is noted of the epochs before.
+    pub before: Mutex<Before>,
     /// The public snapshot for event streams; `None` ends them.
     pub events: watch::Sender<Option<Bytes>>,
     /// When the streams last heard something, ms.
@@ -161,13 +178,13 @@ impl Live {
             ticking: OneAtATime::default(),
             noting: OneAtATime::default(),
             recovering: tokio::sync::Mutex::default(),
-            lost_served: Mutex::new((0, 0)),
+            before: Mutex::default(),
             events: watch::Sender::new(Some(Bytes::new())),
             told_ms: AtomicU64::new(0),
             untold: AtomicBool::new(false),
             noted_ms: AtomicI64::new(0),
             ticked_ms: AtomicU64::new(0),
-            asked_ms: AtomicU64::new(now_ms()),
+            asked_ms: AtomicU64::new(0),
             seen: Mutex::default(),
         }
     }
@@ -201,21 +218,5 @@ impl Live {
         self.seen
             .lock()
             .expect("nothing panics while it holds this lock")
-    }
-
-    /// A place as a person shows it, for the batch of returns.
-    pub fn as_return(place: &Place, number: u64, registered: bool, may: bool, now: u64) -> Return {
-        let works = place.state == crate::platform::place::PlaceState::Working;
-        Return {
-            user: place.user,
-            number,
-            deadline_ms: if works && place.deadline_ms > now {
-                place.deadline_ms
-            } else {
-                0
-            },
-            may,
-            registered,
-        }
     }
 }

@@ -45,6 +45,17 @@ impl State {
         if self.believed_missing(performance, now) {
             return Err(Error::NotFound);
         }
+        let loaded = self.load_unasked(performance).await;
+        match &loaded {
+            Ok(live) => live.asked(now),
+            Err(Error::NotFound) => self.remember_missing(performance, now),
+            Err(_) => {}
+        }
+        loaded
+    }
+
+    /// The same, though nobody has asked for it yet.
+    pub(super) async fn load_unasked(&self, performance: Uuid) -> Result<Arc<Live>, Error> {
         let gate = self
             .0
             .loading
@@ -59,9 +70,6 @@ impl State {
             None => self.load(performance).await,
         };
         self.0.loading.lock().await.remove(&performance);
-        if matches!(loaded, Err(Error::NotFound)) {
-            self.remember_missing(performance, now);
-        }
         loaded
     }
 
@@ -92,6 +100,22 @@ impl State {
         let facts: Facts = self.deps().performances.get_json(&path).await?;
         let settings = settings::load(&self.deps().pool, performance, &self.deps().config).await?;
         Ok(Rules { settings, facts })
+    }
+
+    /// Performances that can be booked, now or soon.
+    pub(super) async fn on_sale(&self) -> Result<Vec<Uuid>, Error> {
+        let path = "/internal/v1/performances";
+        Ok(self.deps().performances.get_json(path).await?)
+    }
+
+    /// This instance knows the queue no more, until somebody asks for it; its streams end.
+    pub(super) fn forget(&self, live: &Live) {
+        self.0.lives.rcu(|lives| {
+            let mut lives = std::collections::HashMap::clone(lives);
+            lives.remove(&live.id);
+            lives
+        });
+        live.events.send_replace(None);
     }
 
     /// Seats of `performance` that are sold, as Postgres knows it.

@@ -17,10 +17,12 @@ mod live;
 mod loading;
 mod notes;
 mod overview;
+mod pace;
 mod people;
 mod place_json;
 mod poll;
 mod recovery;
+mod returns;
 pub mod scripts;
 pub mod settings;
 mod snapshot;
@@ -39,6 +41,7 @@ use sqlx::PgPool;
 use uuid::Uuid;
 
 pub use self::{
+    epochs::forget_everything,
     error::Error,
     events::subscriptions,
     http::{router, routes},
@@ -59,7 +62,7 @@ use crate::platform::{
 pub const SCHEMA: &str = "queue";
 /// Its migrations.
 pub static MIGRATOR: crate::platform::db::Migrations =
-    crate::migrations!("queue": "0001_waiting_room", "0002_events");
+    crate::migrations!("queue": "0001_waiting_room", "0002_events", "0003_losses");
 
 /// What the role stands on.
 #[derive(Clone)]
@@ -98,6 +101,7 @@ struct Inner {
     missing: Mutex<HashMap<Uuid, u64>>,
     loading: tokio::sync::Mutex<HashMap<Uuid, Arc<tokio::sync::Mutex<()>>>>,
     figures: overview::Figures,
+    pace: pace::Pace,
     notifications: Mutex<Option<String>>,
     events: Watch,
 }
@@ -111,6 +115,7 @@ impl State {
     /// The role with other scripts: a test's, with a known defect in them.
     pub fn with_scripts(deps: Deps, scripts: Scripts) -> Self {
         let figures = overview::Figures::new(&deps.metrics);
+        let pace = pace::Pace::new(deps.config.polls_per_second, live::now_ms());
         Self(Arc::new(Inner {
             deps,
             scripts: Arc::new(scripts),
@@ -118,6 +123,7 @@ impl State {
             missing: Mutex::default(),
             loading: tokio::sync::Mutex::default(),
             figures,
+            pace,
             notifications: Mutex::default(),
             events: Watch::default(),
         }))

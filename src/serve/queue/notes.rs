@@ -84,16 +84,14 @@ impl State {
         }
         live.noted_ms.store(view.now, Relaxed);
         let epoch = i32::try_from(view.epoch).unwrap_or(i32::MAX);
-        let cut = (view.cut_lo >= 0).then_some((view.cut_lo, view.cut_hi));
-        epochs::note(
-            &self.deps().pool,
-            live.id,
+        let progress = epochs::Progress {
             epoch,
-            view.served,
-            view.last,
-            cut,
-        )
-        .await?;
+            served: view.served,
+            last: view.last,
+            cut: (view.cut_lo >= 0).then_some((view.cut_lo, view.cut_hi)),
+            draw_lo: (view.draw_lo >= 0).then_some(view.draw_lo),
+        };
+        epochs::note(&self.deps().pool, live.id, progress).await?;
         Ok(())
     }
 

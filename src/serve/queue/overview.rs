@@ -70,7 +70,7 @@ impl Figures {
             Code::Full => "full",
             Code::NotOpen => "not_open",
             Code::Draining => "draining",
-            Code::NoNumber | Code::Ended => "refused",
+            Code::NoNumber | Code::Ended | Code::Drawing => "refused",
         };
         self.entered.get_or_create(&Outcome { outcome }).inc();
     }

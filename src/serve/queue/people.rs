@@ -1,6 +1,6 @@
-//! What people do: enter, ask, leave, come back.
+//! What people do: enter, ask, leave. How they come back after a loss: [`super::returns`].
 
-use std::{collections::HashSet, sync::Arc};
+use std::sync::Arc;
 
 use axum::response::Response;
 use http::StatusCode;
@@ -9,19 +9,29 @@ use uuid::Uuid;
 use super::{
     State, epochs,
     error::Error,
-    live::{Answer, Live, now_ms},
+    live::{Answer, Live, Returning, now_ms},
     poll::Step,
     scripts::{BATCH_MAX, Batch, CheckIn, Code, End, Outcome, ScriptError, Seen},
+    snapshot::Snapshot,
 };
 use crate::platform::place::{Place, PlaceState};
 
 /// A loss, a ceiling or an epoch that just changed: asking again settles it.
-const TRIES: u32 = 4;
+pub(super) const TRIES: u32 = 4;
 
 impl State {
     /// `user` enters: a place, new or the one there is.
     pub(super) async fn enter(&self, performance: Uuid, user: Uuid) -> Result<Response, Error> {
         let live = self.live(performance).await?;
+        let outcome = self.enter_outcome(&live, user).await?;
+        let status = match outcome.new {
+            true => StatusCode::CREATED,
+            false => StatusCode::OK,
+        };
+        self.show(&live, user, outcome, 0, status)
+    }
+
+    async fn enter_outcome(&self, live: &Arc<Live>, user: Uuid) -> Result<Outcome, Error> {
         let ticket = live
             .entering
             .submit(user)
@@ -32,11 +42,7 @@ impl State {
         }
         let outcome = ticket.answer.await.map_err(Error::unavailable)??;
         self.0.figures.entered(outcome.code);
-        let status = match outcome.new {
-            true => StatusCode::CREATED,
-            false => StatusCode::OK,
-        };
-        self.show(&live, user, outcome, 0, status)
+        Ok(outcome)
     }
 
     async fn enter_loop(&self, live: &Arc<Live>) {
@@ -78,7 +84,7 @@ impl State {
         users.iter().map(|_| Err(failure.clone())).collect()
     }
 
-    fn after_batch(&self, live: &Arc<Live>, batch: &Batch) {
+    pub(super) fn after_batch(&self, live: &Arc<Live>, batch: &Batch) {
         live.saw(batch.seen);
         let room = batch.ceiling.saturating_sub(batch.seen.last);
         if room < epochs::BLOCK.unsigned_abs() / 2 {
@@ -98,7 +104,7 @@ impl State {
     }
 
     /// The answer for an outcome of a batch; `told` is the position last heard.
-    fn show(
+    pub(super) fn show(
         &self,
         live: &Live,
         user: Uuid,
@@ -124,22 +130,25 @@ impl State {
                 let position = Some(outcome.position);
                 self.waiting(&snapshot, &place, None, position, now, status)
             }
-            Code::Working => self.working(&place, outcome.epoch, outcome.deadline_ms, now, status),
+            Code::Working => self.working(
+                &snapshot,
+                &place,
+                outcome.epoch,
+                outcome.deadline_ms,
+                now,
+                status,
+            ),
             Code::Registered => {
                 let place = Place {
                     state: PlaceState::Registered,
                     ..place
                 };
-                match snapshot.drawn(place.number) {
-                    Some(number) => {
-                        let drawn = Place { number, ..place };
-                        let drawn = Place {
-                            state: PlaceState::Waiting,
-                            ..drawn
-                        };
+                let drawn = drawn(&snapshot, place);
+                match drawn.state {
+                    PlaceState::Registered => self.registered(&snapshot, &place, None, now, status),
+                    PlaceState::Waiting | PlaceState::Working => {
                         self.waiting(&snapshot, &drawn, None, None, now, status)
                     }
-                    None => self.registered(&snapshot, &place, None, now, status),
                 }
             }
             Code::SoldOut => return Err(Error::SoldOut),
@@ -152,7 +161,7 @@ impl State {
             }
             Code::Draining => return Err(Error::Draining),
             Code::NoNumber => return Err(Error::unavailable("no numbers are left")),
-            Code::Ended => return Err(Error::Ended),
+            Code::Ended | Code::Drawing => return Err(Error::Ended),
         })
     }
 
@@ -187,24 +196,24 @@ impl State {
         token: Option<&str>,
         caller: Option<Uuid>,
     ) -> Result<Response, Error> {
-        let mut place = self.prove(performance, token, caller)?;
+        let proved = self.prove(performance, token, caller)?;
         let live = self.live(performance).await?;
+        let mut counted = false;
         for _ in 0..TRIES {
             let snapshot = live.snapshot.load_full();
-            if let Some(number) = (place.state == PlaceState::Registered)
-                .then(|| snapshot.drawn(place.number))
-                .flatten()
-            {
-                place = Place {
-                    number,
-                    state: PlaceState::Waiting,
-                    ..place
-                };
-            }
+            let place = drawn(&snapshot, proved);
             let now = now_ms();
-            match self.look(&snapshot, &place, None, now) {
+            let step = match self.look(&snapshot, &place, None, now) {
                 Step::Answer(response) => return Ok(response),
                 Step::Refuse(error) => return Err(error),
+                step => step,
+            };
+            // What costs Redis something is counted before it does.
+            if !std::mem::replace(&mut counted, true) {
+                self.count_poll(&place, now)?;
+            }
+            match step {
+                Step::Answer(_) | Step::Refuse(_) => {}
                 Step::Refresh => {
                     live.saw(Seen {
                         epoch: place.epoch,
@@ -212,40 +221,22 @@ impl State {
                     });
                     self.tick_once(&live).await?;
                 }
-                Step::PutBack => return self.put_back(&live, place).await,
+                Step::PutBack => {
+                    let registration =
+                        (proved.state == PlaceState::Registered).then_some(proved.number);
+                    let returning = Returning {
+                        place,
+                        registration,
+                    };
+                    return self.put_back(&live, returning).await;
+                }
+                Step::Anew => {
+                    let outcome = self.enter_outcome(&live, place.user).await?;
+                    return self.show(&live, place.user, outcome, 0, StatusCode::OK);
+                }
                 Step::CheckIn => {
-                    let asked = live
-                        .room
-                        .check_in(live.seen(), place.user, place.number, place.epoch)
-                        .await;
-                    match asked {
-                        Ok(CheckIn::Working(until) | CheckIn::Closed(until)) => {
-                            return Ok(self.working(
-                                &place,
-                                place.epoch,
-                                until,
-                                now,
-                                StatusCode::OK,
-                            ));
-                        }
-                        Ok(CheckIn::Waiting(position)) => {
-                            return Ok(self.waiting(
-                                &snapshot,
-                                &place,
-                                None,
-                                Some(position),
-                                now,
-                                StatusCode::OK,
-                            ));
-                        }
-                        Ok(CheckIn::Ended { unnoted }) => {
-                            if unnoted > 0 {
-                                self.note_ended(&live).await?;
-                            }
-                            return Err(Error::Ended);
-                        }
-                        Ok(CheckIn::Old) => self.tick_once(&live).await?,
-                        Err(error) => self.heal(&live, error).await?,
+                    if let Some(response) = self.check_in(&live, &place, now).await? {
+                        return Ok(response);
                     }
                 }
             }
@@ -253,86 +244,42 @@ impl State {
         Err(Error::unavailable("the queue is being set up again"))
     }
 
-    async fn put_back(&self, live: &Arc<Live>, place: Place) -> Result<Response, Error> {
-        let ticket = live
-            .returning
-            .submit(place)
-            .ok_or_else(|| Error::unavailable("too many people come back at once"))?;
-        if ticket.start {
-            let (state, live) = (self.clone(), live.clone());
-            tokio::spawn(async move { state.return_loop(&live).await });
-        }
-        let outcome = ticket.answer.await.map_err(Error::unavailable)??;
-        if matches!(outcome.code, Code::Ended | Code::NotOpen) {
-            self.note_ended(live).await?;
-            return Err(Error::Ended);
-        }
-        self.show(live, place.user, outcome, place.position, StatusCode::OK)
-    }
-
-    async fn return_loop(&self, live: &Arc<Live>) {
-        while let Some((places, senders)) = live.returning.take(BATCH_MAX) {
-            let answers = self.return_batch(live, &places).await;
-            for (sender, answer) in senders.into_iter().zip(answers) {
-                let _ = sender.send(answer);
-            }
-        }
-    }
-
-    async fn return_batch(&self, live: &Arc<Live>, places: &[Place]) -> Vec<Answer> {
-        let mut failure = Error::unavailable("the queue is being set up again");
-        for _ in 0..TRIES {
-            match self.try_return(live, places).await {
-                Ok(Ok(batch)) => {
-                    self.after_batch(live, &batch);
-                    return batch.outcomes.into_iter().map(Ok).collect();
-                }
-                Ok(Err(lost)) => {
-                    if let Err(error) = self.heal(live, lost).await {
-                        failure = error;
-                        break;
-                    }
-                }
-                Err(error) => {
-                    failure = error;
-                    break;
-                }
-            }
-        }
-        places.iter().map(|_| Err(failure.clone())).collect()
-    }
-
-    /// A turn cannot have ended unnoticed when its number was never served, or when its claim
-    /// window, counted from the last poll, still runs; and never when Postgres says so.
-    async fn try_return(
+    /// None: the state has changed under it, so look again.
+    async fn check_in(
         &self,
         live: &Arc<Live>,
-        places: &[Place],
-    ) -> Result<Result<Batch, ScriptError>, Error> {
-        let snapshot = live.snapshot.load_full();
-        let served = self.lost_served(live, live.seen().epoch).await?;
-        let numbers: Vec<i64> = places.iter().map(noted_as).collect();
-        let ended: HashSet<i64> = epochs::ended_among(&self.deps().pool, live.id, &numbers).await?;
-        let claim_ms = live.rules.load().settings.claim_ttl_ms.unsigned_abs();
-        let now = now_ms();
-        let returns: Vec<_> = places
-            .iter()
-            .map(|place| {
-                let over = ended.contains(&noted_as(place));
-                let told = snapshot.interval_ms(u64::from(place.position));
-                let claim = claim_ms.max(told.saturating_mul(3) / 2);
-                let live_still = match place.state {
-                    PlaceState::Registered => true,
-                    PlaceState::Waiting => {
-                        place.number > served || now < place.issued_ms.saturating_add(claim)
-                    }
-                    PlaceState::Working => place.deadline_ms > now,
-                };
-                let registered = place.state == PlaceState::Registered;
-                Live::as_return(place, place.number, registered, live_still && !over, now)
-            })
-            .collect();
-        Ok(live.room.restore(live.seen(), &returns).await)
+        place: &Place,
+        now: u64,
+    ) -> Result<Option<Response>, Error> {
+        let asked = live
+            .room
+            .check_in(live.seen(), place.user, place.number, place.epoch)
+            .await;
+        let ok = StatusCode::OK;
+        Ok(match asked {
+            Ok(CheckIn::Working(until) | CheckIn::Closed(until)) => {
+                let snapshot = live.snapshot.load();
+                Some(self.working(&snapshot, place, place.epoch, until, now, ok))
+            }
+            Ok(CheckIn::Waiting(position)) => {
+                let snapshot = live.snapshot.load();
+                Some(self.waiting(&snapshot, place, None, Some(position), now, ok))
+            }
+            Ok(CheckIn::Ended { unnoted }) => {
+                if unnoted > 0 {
+                    self.note_ended(live).await?;
+                }
+                return Err(Error::Ended);
+            }
+            Ok(CheckIn::Old) => {
+                self.tick_once(live).await?;
+                None
+            }
+            Err(error) => {
+                self.heal(live, error).await?;
+                None
+            }
+        })
     }
 
     /// The place behind `token` is given up; nothing that ended already is an error.
@@ -380,12 +327,16 @@ impl State {
     }
 }
 
-/// How Postgres names a place that ended: by its number, or by its registration as a
-/// negative one, since somebody else may draw a number that equals it.
-fn noted_as(place: &Place) -> i64 {
-    let number = i64::try_from(place.number).unwrap_or(i64::MAX);
-    match place.state {
-        PlaceState::Registered => -number,
-        PlaceState::Waiting | PlaceState::Working => number,
-    }
+/// A registration whose number the draw has told is that number's place.
+fn drawn(snapshot: &Snapshot, place: Place) -> Place {
+    let number = match place.state {
+        PlaceState::Registered => snapshot.drawn(place.number),
+        PlaceState::Waiting | PlaceState::Working => None,
+    };
+    number.map_or(place, |number| Place {
+        number,
+        state: PlaceState::Waiting,
+        position: 0,
+        ..place
+    })
 }

@@ -1,6 +1,6 @@
 //! Polls. Who still waits is answered from the token and the snapshot alone.
 
-use axum::response::Response;
+use axum::response::{IntoResponse, Response};
 use http::StatusCode;
 use uuid::Uuid;
 
@@ -19,9 +19,6 @@ use crate::platform::{
 /// A token older than this is made anew, so that after a loss of Redis it proves
 /// that its owner polled as told.
 const FRESH_MS: u64 = 10_000;
-/// How often who works asks: often enough to see the end of the turn.
-const WORKING_POLL_MS: u64 = 5_000;
-
 /// What a poll needs.
 pub(super) enum Step {
     /// Nothing more.
@@ -30,6 +27,8 @@ pub(super) enum Step {
     CheckIn,
     /// The token is of an earlier epoch.
     PutBack,
+    /// The draw was done without this registration: a place behind everybody drawn.
+    Anew,
     /// The snapshot is behind the token.
     Refresh,
     /// No.
@@ -53,8 +52,15 @@ impl State {
                 live.asked(now);
                 Some(response)
             }
-            Step::CheckIn | Step::PutBack | Step::Refresh | Step::Refuse(_) => None,
+            Step::Refuse(abuse @ Error::TooOften { .. }) => Some(abuse.into_response()),
+            Step::CheckIn | Step::PutBack | Step::Anew | Step::Refresh | Step::Refuse(_) => None,
         }
+    }
+
+    /// Counts a poll of `place`, once; abuse is refused before anything is spent on it.
+    pub(super) fn count_poll(&self, place: &Place, now: u64) -> Result<(), Error> {
+        let counted = self.0.pace.count(place.queue, place.user, now);
+        counted.map_err(|seconds| Error::TooOften { seconds })
     }
 
     /// What `place` needs, as the snapshot has it.
@@ -87,7 +93,12 @@ impl State {
             return Step::PutBack;
         }
         if place.state == PlaceState::Waiting && place.number > snapshot.served() {
-            return Step::Answer(self.waiting(snapshot, place, token, None, now, StatusCode::OK));
+            return match self.count_poll(place, now) {
+                Ok(()) => {
+                    Step::Answer(self.waiting(snapshot, place, token, None, now, StatusCode::OK))
+                }
+                Err(abuse) => Step::Refuse(abuse),
+            };
         }
         Step::CheckIn
     }
@@ -113,13 +124,16 @@ impl State {
             Phase::Closed => return Step::Refuse(Error::Ended),
             _ => {}
         }
+        if snapshot.draw.as_ref().is_some_and(|d| d.revealed.is_some()) {
+            return Step::Anew;
+        }
         if place.epoch < snapshot.epoch() {
             return Step::PutBack;
         }
-        if snapshot.draw.as_ref().is_some_and(|d| d.revealed.is_some()) {
-            return Step::Refuse(Error::Ended);
+        match self.count_poll(place, now) {
+            Ok(()) => Step::Answer(self.registered(snapshot, place, token, now, StatusCode::OK)),
+            Err(abuse) => Step::Refuse(abuse),
         }
-        Step::Answer(self.registered(snapshot, place, token, now, StatusCode::OK))
     }
 
     /// WAITING; `position` when Redis gave it.
@@ -179,6 +193,7 @@ impl State {
     /// WORKING until `deadline_ms`.
     pub(super) fn working(
         &self,
+        snapshot: &Snapshot,
         place: &Place,
         epoch: u32,
         deadline_ms: u64,
@@ -194,7 +209,7 @@ impl State {
             ..*place
         };
         let told = Told {
-            poll_after_ms: WORKING_POLL_MS,
+            poll_after_ms: snapshot.poll_working_ms(),
             ..Told::default()
         };
         place_json::response(&self.deps().keys, &place, None, told, status)

@@ -5,12 +5,14 @@ use std::{sync::Arc, time::Duration};
 use super::{
     State, epochs,
     error::Error,
-    live::Live,
-    scripts::{End, ScriptError, Seen, Start, Tick},
-    snapshot::{DrawView, Ranks, Snapshot},
+    live::{Before, Live},
+    scripts::{ScriptError, Seen, Start, Tick},
+    snapshot::{DrawView, Ranks, Snapshot, WORKING_POLL_MS},
 };
 
-/// A recovery lasts one full poll interval of the farthest person and this much.
+/// The scripts' word for a state that is not there at all.
+const MISSING: &str = "missing";
+/// A recovery lasts one full poll interval of whoever asks least often, and this much.
 const RECOVER_SLACK_MS: u64 = 1_500;
 /// How long the instance that opened an epoch is given to begin it in Redis.
 const OTHERS_MAX: u32 = 10;
@@ -95,6 +97,7 @@ impl State {
             return None;
         }
         if let Some(known) = &shown.draw
+            && known.commitment == draw.commitment()
             && (known.revealed.is_some() || seed.is_none())
         {
             return Some(known.clone());
@@ -114,18 +117,20 @@ impl State {
         let _one = live.recovering.lock().await;
         let pool = &self.deps().pool;
         let mut row = epochs::load(pool, live.id).await?;
+        let mut why = why.to_owned();
         for _ in 0..OTHERS_MAX {
             match live.room.tick(live.seen(), -1).await {
                 Ok(_) => return Ok(()),
-                Err(ScriptError::Lost(_)) => {}
+                Err(ScriptError::Lost(now)) => why = now,
                 Err(error) => return Err(error.into()),
             }
-            // Somebody opened an epoch that this instance has not met: it is about to begin.
-            let fresh = row
+            // Somebody opened an epoch that this instance has not met: it is about to begin. One that
+            // has met none can only tell by the time: several start together, as a rule.
+            let seen = i64::from(live.seen().epoch);
+            let unmet = row
                 .as_ref()
-                .is_some_and(|r| i64::from(r.epoch) > i64::from(live.seen().epoch))
-                && live.seen().epoch > 0;
-            if !fresh {
+                .is_some_and(|r| i64::from(r.epoch) > seen && (seen > 0 || r.just_opened));
+            if !unmet {
                 break;
             }
             tokio::time::sleep(Duration::from_millis(100)).await;
@@ -137,6 +142,11 @@ impl State {
             tokio::time::sleep(Duration::from_millis(50)).await;
             return Ok(());
         };
+        if opened.is_fresh() && live.draw.load().is_some() {
+            // Another seed belongs to another sale.
+            let draw = epochs::draw(pool, live.id).await?;
+            live.draw.store(Arc::new(Some(draw)));
+        }
         let farthest = row
             .take()
             .map_or(0, |r| r.last)
@@ -144,21 +154,33 @@ impl State {
             .saturating_sub(opened.lost_served)
             .max(0)
             .unsigned_abs();
-        let rules = live.rules.load_full();
-        let recover_ms = match seen {
-            None => 0,
-            Some(_) => rules.settings.poll_interval_ms(farthest) + RECOVER_SLACK_MS,
+        let recover_ms = match opened.is_fresh() {
+            true => 0,
+            false => self.recover_ms(live, farthest),
         };
-        if seen.is_some() {
+        if !opened.is_fresh() {
             tracing::warn!(performance.id = %live.id, epoch = opened.epoch, reason = why, recover_ms,
                 "the queue's state in Redis was lost; a new epoch begins and people are put back");
         }
         let start = self.start(live, &opened, recover_ms).await?;
-        live.room.init(&start).await?;
-        if seen.is_some() {
+        // Before anybody can meet the state, and only where there is one.
+        if !opened.is_fresh() && why != MISSING {
             self.forget_ended(live).await?;
         }
+        live.room.init(&start).await?;
         Ok(())
+    }
+
+    /// Until everybody who polls as told has polled: who waits farthest back, and who works.
+    fn recover_ms(&self, live: &Live, farthest: u64) -> u64 {
+        let view = &live.snapshot.load().view;
+        let settings = &live.rules.load().settings;
+        let nobody_worked = view.epoch > 0 && view.working == 0;
+        let working = match nobody_worked {
+            true => 0,
+            false => WORKING_POLL_MS.min(settings.poll_max_ms.unsigned_abs()),
+        };
+        settings.poll_interval_ms(farthest).max(working) + RECOVER_SLACK_MS
     }
 
     async fn start(
@@ -178,9 +200,13 @@ impl State {
             fields.push(("cutLo", lo.to_string()));
             fields.push(("cutHi", hi.to_string()));
         }
+        if let Some(lo) = opened.draw_lo {
+            fields.push(("drawLo", lo.to_string()));
+        }
         if rules.settings.pre_queue_opens_at.is_some() {
             let draw = epochs::draw(&self.deps().pool, live.id).await?;
             if let (Some(first), Some(count)) = (draw.first, draw.count) {
+                fields.retain(|(name, _)| *name != "drawLo");
                 fields.push(("drawLo", first.to_string()));
                 fields.push(("drawHi", (first + count).to_string()));
                 fields.push(("drawNext", (first + count + 1).to_string()));
@@ -200,36 +226,38 @@ impl State {
     /// A Redis that came back with an older state may still hold places whose turn
     /// is over: Postgres knows them.
     async fn forget_ended(&self, live: &Live) -> Result<(), Error> {
-        let ended = epochs::ended_lately(&self.deps().pool, live.id).await?;
-        let ended: Vec<(uuid::Uuid, u64)> = ended
-            .into_iter()
-            .map(|(user, number)| (user, number.unsigned_abs()))
-            .collect();
+        let ended = epochs::ended(&self.deps().pool, live.id).await?;
         for part in ended.chunks(200) {
-            live.room.end(live.seen(), End::Forgotten, part).await?;
+            match live.room.forget(part).await {
+                Ok(_) => {}
+                // Flushed meanwhile: then there is nothing to forget.
+                Err(ScriptError::Lost(_)) => return Ok(()),
+                Err(error) => return Err(error.into()),
+            }
         }
         Ok(())
     }
 
-    /// What the epochs before had served; read once an epoch.
-    pub(super) async fn lost_served(&self, live: &Live, epoch: u32) -> Result<u64, Error> {
-        let known = *live
-            .lost_served
-            .lock()
-            .expect("nothing panics while it holds this lock");
-        if known.0 == epoch {
-            return Ok(known.1);
+    /// What is noted of the epochs before; read once an epoch.
+    pub(super) async fn before(&self, live: &Live, epoch: u32) -> Result<Before, Error> {
+        let lock = || {
+            live.before
+                .lock()
+                .expect("nothing panics while it holds this lock")
+        };
+        let known = *lock();
+        if known.epoch == epoch {
+            return Ok(known);
         }
-        let row = epochs::load(&self.deps().pool, live.id).await?;
-        let Some(row) = row else { return Ok(0) };
-        let fresh = (
-            u32::try_from(row.epoch).unwrap_or(0),
-            row.lost_served.unsigned_abs(),
-        );
-        *live
-            .lost_served
-            .lock()
-            .expect("nothing panics while it holds this lock") = fresh;
-        Ok(fresh.1)
+        let Some(row) = epochs::load(&self.deps().pool, live.id).await? else {
+            return Ok(Before::default());
+        };
+        let fresh = Before {
+            epoch: u32::try_from(row.epoch).unwrap_or(0),
+            served: row.lost_served.unsigned_abs(),
+            fresh_from: u32::try_from(row.fresh_from).unwrap_or(0),
+        };
+        *lock() = fresh;
+        Ok(fresh)
     }
 }

@@ -116,6 +116,8 @@ pub enum Code {
     NoNumber,
     /// The turn is over.
     Ended,
+    /// The draw is being written: the number is told when the seed is.
+    Drawing,
 }
 
 impl Code {
@@ -130,6 +132,7 @@ impl Code {
             7 => Self::Draining,
             8 => Self::NoNumber,
             9 => Self::Ended,
+            10 => Self::Drawing,
             _ => return None,
         })
     }
@@ -155,10 +158,31 @@ pub struct Return {
     pub number: u64,
     /// The unexpired working deadline; 0 when it waited.
     pub deadline_ms: u64,
-    /// Its turn is not known to have ended.
-    pub may: bool,
+    /// Whether it may come back.
+    pub may: May,
     /// An index of the pre-queue.
     pub registered: bool,
+}
+
+/// Whether a place may come back.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum May {
+    /// Its turn may have come and gone meanwhile: only if it stands there.
+    IfThere,
+    /// Its turn cannot have ended unnoticed.
+    Yes,
+    /// Postgres knows that its turn has ended.
+    Never,
+}
+
+impl May {
+    fn byte(self) -> u8 {
+        match self {
+            Self::IfThere => 0,
+            Self::Yes => 1,
+            Self::Never => 2,
+        }
+    }
 }
 
 /// What a check-in found.
@@ -361,7 +385,7 @@ impl Room {
             joined.extend_from_slice(place.user.as_bytes());
             joined.extend_from_slice(&place.number.to_be_bytes());
             joined.extend_from_slice(&place.deadline_ms.to_be_bytes());
-            joined.extend_from_slice(&[u8::from(place.may), u8::from(place.registered)]);
+            joined.extend_from_slice(&[place.may.byte(), u8::from(place.registered)]);
         }
         let answer = self
             .run(&self.scripts.restore, seen, |call| {
@@ -410,11 +434,33 @@ impl Room {
         reason: End,
         places: &[(Uuid, u64)],
     ) -> Result<u64, ScriptError> {
+        let places = places
+            .iter()
+            .map(|(user, number)| (user, i64::try_from(*number).unwrap_or(i64::MAX)));
+        self.end_all(seen, reason.letter(), places).await
+    }
+
+    /// Postgres knows that these have ended; a state that is about to be replaced may still
+    /// have them. Negative numbers are registrations. How many did.
+    ///
+    /// # Errors
+    /// [`ScriptError`]; lost only where there is no state at all.
+    pub async fn forget(&self, places: &[(Uuid, i64)]) -> Result<u64, ScriptError> {
+        let places = places.iter().map(|(user, number)| (user, *number));
+        self.end_all(Seen::default(), "F", places).await
+    }
+
+    async fn end_all(
+        &self,
+        seen: Seen,
+        reason: &str,
+        places: impl Iterator<Item = (&Uuid, i64)>,
+    ) -> Result<u64, ScriptError> {
         let answer = self
             .run(&self.scripts.end, seen, |call| {
-                call.arg(reason.letter());
+                call.arg(reason);
                 for (user, number) in places {
-                    call.arg(user.as_bytes().as_slice()).arg(*number);
+                    call.arg(user.as_bytes().as_slice()).arg(number);
                 }
             })
             .await?;
@@ -552,8 +598,6 @@ pub enum End {
     Completed,
     /// Given up.
     Left,
-    /// Postgres knows that they ended; this Redis did not.
-    Forgotten,
 }
 
 impl End {
@@ -561,7 +605,6 @@ impl End {
         match self {
             Self::Completed => "D",
             Self::Left => "G",
-            Self::Forgotten => "F",
         }
     }
 }

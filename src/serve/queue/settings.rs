@@ -47,6 +47,15 @@ pub struct Config {
     /// How many people are admitted a minute at most; without it, as fast as places come free.
     #[arg(long, env = "TICKETPING_ADMISSIONS_PER_MINUTE", value_name = "N")]
     pub admissions_per_minute: Option<u32>,
+    /// How often a second one place may be asked for, on average over five seconds; more is abuse
+    /// and answered 429. Counted by each instance; 0 is no limit.
+    #[arg(
+        long,
+        env = "TICKETPING_POLLS_PER_SECOND",
+        value_name = "N",
+        default_value_t = 200
+    )]
+    pub polls_per_second: u32,
 }
 
 /// One queue's settings. Times are milliseconds, as the scripts count.

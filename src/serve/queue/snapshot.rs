@@ -18,6 +18,9 @@ const RATE_RECENT_MS: i64 = 20_000;
 /// Less time than this measures nothing.
 const RATE_SPAN_MIN_MS: i64 = 2_000;
 
+/// How often who works asks: often enough to see the end of the turn.
+pub const WORKING_POLL_MS: u64 = 5_000;
+
 /// Exact ranks at some numbers, as they were when `admitted` people had come in.
 #[derive(Clone, Debug, Default)]
 pub struct Ranks {
@@ -339,6 +342,11 @@ impl Snapshot {
     pub fn poll_after_ms(&self, position: u64, number: u64) -> u64 {
         let interval = self.interval_ms(position);
         interval - spread(number ^ self.view.now.unsigned_abs(), interval / 5)
+    }
+
+    /// When somebody who works should ask again.
+    pub fn poll_working_ms(&self) -> u64 {
+        WORKING_POLL_MS.min(self.view.poll_max.unsigned_abs())
     }
 
     /// When a registration should ask again: soon after the opening, spread by how many there are.

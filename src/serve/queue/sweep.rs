@@ -8,6 +8,7 @@ use std::{
 
 use super::{
     State, epochs,
+    error::Error,
     live::{Live, now_ms},
     settings, wake,
 };
@@ -134,24 +135,50 @@ impl State {
     }
 
     async fn refresh(&self, live: &Arc<Live>) {
-        if let Err(error) = self.refresh_rules(live).await {
-            tracing::warn!(performance.id = %live.id, %error, "rules stay as they are");
+        match self.refresh_rules(live).await {
+            Ok(()) => {}
+            Err(Error::NotFound) => {
+                tracing::info!(performance.id = %live.id, "there is no such performance any more");
+                self.forget(live);
+            }
+            Err(error) => {
+                tracing::warn!(performance.id = %live.id, %error, "rules stay as they are");
+            }
         }
     }
 
+    /// Takes up the queues that have people in them elsewhere, and those on sale now or soon: the
+    /// first of a flood finds them ready, and operators see them before that.
     async fn adopt(&self) {
-        let ids = match epochs::live(&self.deps().pool).await {
+        let mut ids = match epochs::live(&self.deps().pool).await {
             Ok(ids) => ids,
             Err(error) => {
                 tracing::warn!(%error, "cannot look for queues of other instances");
                 return;
             }
         };
+        match self.on_sale().await {
+            Ok(on_sale) => {
+                self.let_go(&on_sale).await;
+                ids.extend(on_sale);
+            }
+            Err(error) => tracing::warn!(%error, "cannot look for performances on sale"),
+        }
         for id in ids {
             if self.known(id).is_none()
-                && let Err(error) = self.live(id).await
+                && let Err(error) = self.load_unasked(id).await
             {
                 tracing::debug!(performance.id = %id, %error, "cannot take the queue up");
+            }
+        }
+    }
+
+    /// Of queues that are neither on sale nor asked for, those of performances that are no more are forgotten.
+    async fn let_go(&self, on_sale: &[uuid::Uuid]) {
+        let now = now_ms();
+        for live in self.lives() {
+            if !on_sale.contains(&live.id) && !live.wanted(now) {
+                self.refresh(&live).await;
             }
         }
     }

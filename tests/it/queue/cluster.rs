@@ -8,10 +8,12 @@ use uuid::Uuid;
 use super::{redis_server::RedisServer, world::*};
 use crate::support;
 
-async fn cluster() -> (Vec<RedisServer>, String) {
+/// Three primaries, with so many replicas each.
+async fn cluster(replicas: usize) -> (Vec<RedisServer>, String) {
     let mut nodes = Vec::new();
-    for _ in 0..3 {
-        nodes.push(RedisServer::start(&["--cluster-enabled", "yes"]).await);
+    let args = ["--cluster-enabled", "yes", "--cluster-node-timeout", "1000"];
+    for _ in 0..3 * (1 + replicas) {
+        nodes.push(RedisServer::start(&args).await);
     }
     let addresses: Vec<String> = nodes
         .iter()
@@ -20,7 +22,7 @@ async fn cluster() -> (Vec<RedisServer>, String) {
     let made = Command::new("redis-cli")
         .args(["--cluster", "create"])
         .args(&addresses)
-        .arg("--cluster-yes")
+        .args(["--cluster-replicas", &replicas.to_string(), "--cluster-yes"])
         .output()
         .unwrap();
     assert!(made.status.success(), "{made:?}");
@@ -30,7 +32,7 @@ async fn cluster() -> (Vec<RedisServer>, String) {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn queues_spread_over_a_cluster_and_work_unchanged() {
-    let (_nodes, url) = cluster().await;
+    let (_nodes, url) = cluster(0).await;
     let database = support::fresh_database().await;
     let quick = Config {
         max_working: 1,
@@ -54,4 +56,66 @@ async fn queues_spread_over_a_cluster_and_work_unchanged() {
         assert_eq!(world.leave(&at, &token(&third)).await.0, 204);
         assert_eq!(world.ask(&at, &token(&second)).await.0, 410);
     }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_cluster_that_fails_over_keeps_everybody() {
+    let (mut nodes, url) = cluster(1).await;
+    let one = Config {
+        max_working: 1,
+        ..config()
+    };
+    let world = World::on(one, url, support::fresh_database().await).await;
+    let at = world.instance().await;
+    let first = Uuid::now_v7();
+    let (_, works) = world.enter(&at, first).await;
+    assert_eq!(status(&works), "WORKING");
+    let (_, next) = world.enter(&at, Uuid::now_v7()).await;
+    let (_, last) = world.enter(&at, Uuid::now_v7()).await;
+    let mut owner = None;
+    for (i, node) in nodes.iter().enumerate() {
+        let holds = node.command(&["DBSIZE"]).await != redis::Value::Int(0);
+        if holds && node.info("role").await == "master" {
+            owner = Some(i);
+        }
+    }
+    // Its replica has everything before the primary dies.
+    let owner = owner.expect("a primary has the queue");
+    let replicated = until(Duration::from_secs(10), async || {
+        nodes[owner].command(&["WAIT", "1", "100"]).await == redis::Value::Int(1)
+    })
+    .await;
+    assert!(replicated.is_some());
+    nodes[owner].kill();
+    assert_eq!(
+        world.ask(&at, &token(&last)).await.0,
+        200,
+        "who waits is answered all the time"
+    );
+    let mut place = works;
+    let back = until(Duration::from_secs(20), async || {
+        let (code, body) = world.ask(&at, &token(&place)).await;
+        if code == 200 {
+            place = body;
+        } else {
+            assert_eq!(code, 503, "{body}");
+        }
+        code == 200
+    })
+    .await;
+    assert!(back.is_some(), "the replica is promoted and found");
+    assert_eq!((status(&place), number(&place)), ("WORKING", 1), "{place}");
+    world.confirm(&at, first, 1).await;
+    let mut next = next;
+    let came = until(Duration::from_secs(12), async || {
+        let (code, body) = world.ask(&at, &token(&next)).await;
+        if code == 200 {
+            next = body;
+        }
+        status(&next) == "WORKING"
+    })
+    .await;
+    assert!(came.is_some(), "the next comes in: {next}");
+    let (code, last) = world.ask(&at, &token(&last)).await;
+    assert_eq!((code.as_u16(), number(&last)), (200, 3), "{last}");
 }

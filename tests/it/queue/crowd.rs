@@ -17,6 +17,13 @@ pub fn watched() -> Scripts {
         let limit = "  q_serve(q)\n  return admitted";
         let order = "local number = tonumber(next_up[i + 1])\n";
         assert!(text.contains(limit) && text.contains(order));
+        // The one place of a return that admits without promoting.
+        let back = "    q_set_working(q, user, number, 'A', deadline)\n    return 2, deadline";
+        assert!(text.contains(back) == text.contains("local function put_back"));
+        let text = text.replace(
+            back,
+            "    q_set_working(q, user, number, 'A', deadline)\n    assert(redis.call('ZCARD', q.work) <= q.maxWorking, 'over the limit')\n    return 2, deadline",
+        );
         text.replace(
             limit,
             "  assert(admitted == 0 or redis.call('ZCARD', q.work) <= q.maxWorking, 'over the limit')\n  q_serve(q)\n  return admitted",
@@ -216,4 +223,17 @@ async fn a_changed_limit_counts_at_once_and_throws_nobody_out() {
     assert_eq!(world.working().await, 4);
     assert_eq!(world.patch(&at, json!({"maxWorking": 15})).await.0, 200);
     assert_eq!(world.working().await, 15);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn instances_that_start_together_begin_one_epoch() {
+    for _ in 0..5 {
+        let world = World::new(config()).await;
+        let started = join_all((0..4).map(|_| world.instance())).await;
+        join_all(started.iter().map(|at| world.public(at))).await;
+        let (code, place) = world.enter(&started[0], Uuid::now_v7()).await;
+        assert_eq!((code.as_u16(), status(&place)), (201, "WORKING"), "{place}");
+        assert_eq!(number(&place), 1);
+        assert_eq!(world.meta("epoch").await, Some(1));
+    }
 }

@@ -9,16 +9,17 @@ use ticketping::serve::queue::{
 };
 use uuid::Uuid;
 
-use super::world::*;
+use super::{redis_server::RedisServer, world::*};
+use crate::support;
 
-#[tokio::test]
-async fn the_draw_is_what_the_published_seed_says() {
-    let world = World::new(Config {
+/// A performance whose pre-queue is open, and which opens in so many milliseconds.
+async fn pre_queue(redis_url: String, opens_in_ms: i64) -> World {
+    let three = Config {
         max_working: 3,
         ..config()
-    })
-    .await;
-    world.show.opens_ms.store(now_ms() + 4_000, Relaxed);
+    };
+    let world = World::on(three, redis_url, support::fresh_database().await).await;
+    world.show.opens_ms.store(now_ms() + opens_in_ms, Relaxed);
     sqlx::query(
         "insert into settings (performance_id, max_working, working_ttl_ms, claim_ttl_ms, hold_ttl_ms, queue_factor, pre_queue_opens_at)
          values ($1, 3, 60000, 30000, 60000, 0, now() - interval '1 second')",
@@ -27,6 +28,36 @@ async fn the_draw_is_what_the_published_seed_says() {
     .execute(&world.pool)
     .await
     .unwrap();
+    world
+}
+
+/// Waits until the seed is published and the numbers are written.
+async fn drawn(world: &World, at: &Instance) -> Value {
+    let mut public = Value::Null;
+    let done = until(Duration::from_secs(20), async || {
+        public = world.public(at).await;
+        public["draw"]["seed"].is_string() && public["phase"] == "OPEN"
+    })
+    .await;
+    assert!(done.is_some(), "{public}");
+    public
+}
+
+/// `ticketping draw verify`, from published data; whether it matched, and what it said.
+fn verify(args: &[&str]) -> (bool, String) {
+    let run = std::process::Command::new(env!("CARGO_BIN_EXE_ticketping"))
+        .args(["draw", "verify"])
+        .args(args)
+        .output()
+        .unwrap();
+    let said = String::from_utf8(run.stdout).unwrap() + &String::from_utf8(run.stderr).unwrap();
+    (run.status.success(), said)
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_draw_is_what_the_published_seed_says() {
+    let shared = support::stores().await.redis_url.clone();
+    let world = pre_queue(shared, 4_000).await;
     let (a, b) = (world.instance().await, world.instance().await);
     let mut people = Vec::new();
     for i in 0..40 {
@@ -52,13 +83,7 @@ async fn the_draw_is_what_the_published_seed_says() {
     assert_eq!(before["draw"]["seed"], Value::Null);
     let committed = before["draw"]["commitment"].as_str().unwrap().to_owned();
 
-    let mut after = before;
-    let drawn = until(Duration::from_secs(8), async || {
-        after = world.public(&a).await;
-        after["draw"]["seed"].is_string() && after["phase"] == "OPEN"
-    })
-    .await;
-    assert!(drawn.is_some(), "{after}");
+    let after = drawn(&world, &a).await;
     let seed = hex::decode(after["draw"]["seed"].as_str().unwrap()).unwrap();
     assert_eq!(commitment(&seed), committed);
     assert_eq!(after["draw"]["count"], 40);
@@ -91,4 +116,92 @@ async fn the_draw_is_what_the_published_seed_says() {
         numbers.insert(number(&place));
     }
     assert_eq!(numbers.len(), 39);
+
+    // Anybody can check it: from a saved answer, or asking the server.
+    let file = support::data_dir();
+    std::fs::write(&file, after.to_string()).unwrap();
+    let file = file.to_str().unwrap();
+    let told = (draw.permute(16) + 1).to_string();
+    let (matches, said) = verify(&["--file", file, "--registration", "17", "--number", &told]);
+    assert!(matches && said.contains("it matches"), "{said}");
+    let (matches, said) = verify(&["--file", file, "--registration", "18", "--number", &told]);
+    assert!(!matches && said.contains("IT DOES NOT MATCH"), "{said}");
+    let forged = format!("{file}.forged");
+    let seed = after["draw"]["seed"].as_str().unwrap();
+    std::fs::write(&forged, after.to_string().replace(seed, &"ab".repeat(32))).unwrap();
+    let (matches, said) = verify(&["--file", &forged]);
+    assert!(!matches && said.contains("IS NOT the commitment"), "{said}");
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let url = format!("http://{}", listener.local_addr().unwrap());
+    let router = a.router.clone();
+    tokio::spawn(async move { axum::serve(listener, router).await });
+    let id = world.performance.to_string();
+    let token = people[16].1.clone();
+    let (matches, said) = tokio::task::spawn_blocking(move || {
+        verify(&["--url", &url, "--performance", &id, "--queue-token", &token])
+    })
+    .await
+    .unwrap();
+    assert!(matches && said.contains("it matches"), "{said}");
+}
+
+/// Redis is lost while people register. Some poll before the opening and some only after the
+/// draw: each has the number of the registration, and who gave one up has none.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_registration_that_comes_back_after_the_draw_has_its_number() {
+    let redis = RedisServer::start(&[]).await;
+    let world = pre_queue(redis.url(), 5_000).await;
+    let at = world.instance().await;
+    let mut people = Vec::new();
+    for _ in 0..12 {
+        let user = Uuid::now_v7();
+        people.push((user, token(&world.enter(&at, user).await.1)));
+    }
+    assert_eq!(world.leave(&at, &people[5].1).await.0, 204);
+    // Where the registrations began is noted within a second.
+    let noted = until(Duration::from_secs(3), async || {
+        let lo: Option<i64> = sqlx::query_scalar("select draw_lo from epochs")
+            .fetch_one(&world.pool)
+            .await
+            .unwrap();
+        lo == Some(0)
+    })
+    .await;
+    assert!(noted.is_some());
+    redis.command(&["FLUSHALL"]).await;
+    let epoch = until(Duration::from_secs(3), async || {
+        world.meta("epoch").await == Some(2)
+    })
+    .await;
+    assert!(epoch.is_some(), "the loss is seen");
+    for i in [11, 9, 7] {
+        let (code, place) = world.ask(&at, &people[i].1).await;
+        assert_eq!(
+            (code.as_u16(), status(&place)),
+            (200, "REGISTERED"),
+            "{place}"
+        );
+        assert_eq!(place["registration"], i + 1, "{place}");
+    }
+
+    let public = drawn(&world, &at).await;
+    let draw = &public["draw"];
+    let seed = hex::decode(draw["seed"].as_str().unwrap()).unwrap();
+    assert_eq!(
+        draw["first"], 1,
+        "over every index that was given out: {draw}"
+    );
+    let permutation = Permutation::new(&seed, draw["count"].as_u64().unwrap());
+    for (i, (user, registered)) in people.iter().enumerate() {
+        let (code, place) = world.ask(&at, registered).await;
+        if i == 5 {
+            assert_eq!(code, 410, "given up before the loss: {place}");
+            continue;
+        }
+        assert_eq!(code, 200, "{i}: {place}");
+        assert_eq!(number(&place), permutation.permute(i as u64) + 1, "{i}");
+        // It is a place, not only words: entering again finds it.
+        let (code, again) = world.enter(&at, *user).await;
+        assert_eq!((code.as_u16(), number(&again)), (200, number(&place)));
+    }
 }

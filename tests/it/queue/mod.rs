@@ -3,9 +3,12 @@
 mod cluster;
 mod crowd;
 mod draw;
+mod failover;
 mod loss;
 mod model;
 mod phases;
 mod redis_server;
+mod rulebook;
 mod rules;
+mod sentinel;
 mod world;

@@ -1,10 +1,7 @@
 //! The scripts against a simple model of the rules: random operations with clock
 //! jumps, retries and lost wake-ups. Known defects must be caught by the same test.
 
-use std::{
-    collections::{BTreeMap, HashMap},
-    sync::Arc,
-};
+use std::{collections::HashMap, sync::Arc};
 
 use proptest::{
     prelude::*,
@@ -12,10 +9,11 @@ use proptest::{
 };
 use ticketping::{
     platform::redis::Redis,
-    serve::queue::scripts::{CheckIn, Code, End, Room, Scripts, Seen, Start},
+    serve::queue::scripts::{CheckIn, Code, End, Return, Room, Scripts, Seen, Start},
 };
 use uuid::Uuid;
 
+use super::rulebook::*;
 use crate::support;
 
 /// The sorted set of those who wait: user, number.
@@ -24,8 +22,8 @@ type Line = Vec<(Vec<u8>, u64)>;
 type Places = HashMap<Vec<u8>, String>;
 
 const PEOPLE: u8 = 8;
-const CLAIM_MS: i64 = 30_000;
-const WORKING_MS: i64 = 50_000;
+/// Numbers of an epoch.
+const BLOCK: u64 = 10_000;
 
 /// Jumps are multiples of 20 s, so that every deadline is 10 s from any of them:
 /// what the run itself takes changes nothing.
@@ -43,6 +41,12 @@ enum Op {
     Limit(u8),
     Pause(bool),
     Remaining(u8),
+    /// At most one admission in ten seconds, or as many as there is room for.
+    Inflow(bool),
+    /// Redis is flushed, and the next epoch begins.
+    Lose,
+    /// Comes back by the token that the person had before the loss, and the request is sent twice.
+    Return(u8),
 }
 
 fn ops() -> impl Strategy<Value = Vec<Op>> {
@@ -52,122 +56,49 @@ fn ops() -> impl Strategy<Value = Vec<Op>> {
         4 => person.clone().prop_map(Op::CheckIn),
         2 => person.clone().prop_map(Op::Leave),
         2 => person.clone().prop_map(Op::Complete),
-        2 => (person, any::<bool>()).prop_map(|(p, done)| Op::Again(p, done)),
+        2 => (person.clone(), any::<bool>()).prop_map(|(p, done)| Op::Again(p, done)),
         2 => (1..4_u8).prop_map(Op::Jump),
         2 => Just(Op::Tick),
         1 => (0..4_u8).prop_map(Op::Limit),
         1 => any::<bool>().prop_map(Op::Pause),
         1 => (0..4_u8).prop_map(Op::Remaining),
+        1 => any::<bool>().prop_map(Op::Inflow),
+        1 => Just(Op::Lose),
+        3 => person.prop_map(Op::Return),
     ];
     proptest::collection::vec(op, 1..40)
 }
 
-#[derive(Clone, Copy, Debug, PartialEq)]
-struct Turn {
-    number: u64,
-    here: bool,
-    until: i64,
-}
-
-/// The rules, as design says them, with nothing of how they are kept.
-#[derive(Default)]
-struct Model {
-    limit: usize,
-    paused: bool,
-    remaining: i64,
-    now: i64,
-    last: u64,
-    waiting: BTreeMap<u64, u8>,
-    working: HashMap<u8, Turn>,
-}
-
-impl Model {
-    fn settle(&mut self) {
-        let now = self.now;
-        self.working.retain(|_, turn| turn.until > now);
-        if self.remaining == 0 {
-            self.waiting.clear();
-            return;
-        }
-        while !self.paused && self.working.len() < self.limit {
-            let Some((number, person)) = self.waiting.pop_first() else {
-                return;
-            };
-            let until = now + CLAIM_MS;
-            self.working.insert(
-                person,
-                Turn {
-                    number,
-                    here: false,
-                    until,
-                },
-            );
-        }
+/// What an epoch begins with, of the settings that hold.
+fn start(model: &Model, epoch: u32) -> Start {
+    let field = |name, value: i64| (name, value.to_string());
+    let base = u64::from(epoch - 1) * BLOCK;
+    let mut fields = vec![
+        field("maxWorking", i64::try_from(model.limit).unwrap()),
+        field("workingTtl", WORKING_MS),
+        field("claimTtl", CLAIM_MS),
+        field("queueFactor", 0),
+        field("remaining", model.remaining),
+        field("paused", i64::from(model.paused)),
+        field("pollMin", 1_000),
+        field("pollMax", 1_000),
+        field("pollStep", 0),
+        field("skew", model.now),
+    ];
+    if model.limited {
+        fields.push(field("admissionsPerMinute", 6));
     }
-
-    fn number_of(&self, person: u8) -> Option<u64> {
-        let waits = self.waiting.iter().find(|(_, p)| **p == person);
-        waits
-            .map(|(n, _)| *n)
-            .or_else(|| self.working.get(&person).map(|t| t.number))
-    }
-
-    fn enter(&mut self, people: &[u8]) {
-        let now = self.now;
-        self.working.retain(|_, turn| turn.until > now);
-        if self.remaining == 0 {
-            self.waiting.clear();
-        }
-        for &person in people {
-            if self.number_of(person).is_none() && self.remaining > 0 {
-                self.last += 1;
-                self.waiting.insert(self.last, person);
-            }
-        }
-        self.settle();
-        for &person in people {
-            self.arrive(person);
-        }
-    }
-
-    fn arrive(&mut self, person: u8) {
-        let now = self.now;
-        if let Some(turn) = self.working.get_mut(&person)
-            && !turn.here
-        {
-            turn.here = true;
-            turn.until = now + WORKING_MS;
-        }
-    }
-
-    fn check_in(&mut self, person: u8, number: u64) -> &'static str {
-        if let Some(turn) = self.working.get(&person)
-            && turn.number == number
-        {
-            if turn.until <= self.now {
-                self.settle();
-                return "ended";
-            }
-            self.arrive(person);
-            return "working";
-        }
-        match self.waiting.get(&number) {
-            Some(&p) if p == person => "waiting",
-            _ => "ended",
-        }
-    }
-
-    fn end(&mut self, person: u8, number: u64) {
-        if self
-            .working
-            .get(&person)
-            .is_some_and(|t| t.number == number)
-        {
-            self.working.remove(&person);
-        } else if self.waiting.get(&number) == Some(&person) {
-            self.waiting.remove(&number);
-        }
-        self.settle();
+    Start {
+        epoch,
+        base,
+        ceiling: i64::try_from(base + BLOCK).unwrap(),
+        served: 0,
+        // The clock jumps by what has been jumped before only once the fields are written.
+        recover_ms: match epoch {
+            1 => 0,
+            _ => (model.now + RECOVER_MS).unsigned_abs(),
+        },
+        fields,
     }
 }
 
@@ -177,8 +108,11 @@ struct Run {
     base: String,
     people: Vec<Uuid>,
     model: Model,
+    epoch: u32,
     first: HashMap<u8, u64>,
-    latest: HashMap<u8, u64>,
+    latest: HashMap<u8, Token>,
+    /// The tokens that people had at the loss.
+    lost: HashMap<u8, Token>,
 }
 
 type Checked = Result<(), TestCaseError>;
@@ -192,26 +126,12 @@ impl Run {
             prefix,
             performance,
         );
-        let field = |name, value: i64| (name, value.to_string());
-        room.init(&Start {
-            epoch: 1,
-            base: 0,
-            ceiling: 10_000,
-            served: 0,
-            recover_ms: 0,
-            fields: vec![
-                field("maxWorking", 2),
-                field("workingTtl", WORKING_MS),
-                field("claimTtl", CLAIM_MS),
-                field("queueFactor", 0),
-                field("remaining", 3),
-                field("pollMin", 1_000),
-                field("pollMax", 1_000),
-                field("pollStep", 0),
-            ],
-        })
-        .await
-        .unwrap();
+        let model = Model {
+            limit: 2,
+            remaining: 3,
+            ..Model::default()
+        };
+        room.init(&start(&model, 1)).await.unwrap();
         Self {
             room,
             redis: redis::Client::open(url)
@@ -221,13 +141,11 @@ impl Run {
                 .unwrap(),
             base: format!("{prefix}:{{{performance}}}:"),
             people: (0..PEOPLE).map(|_| Uuid::now_v7()).collect(),
-            model: Model {
-                limit: 2,
-                remaining: 3,
-                ..Model::default()
-            },
+            model,
+            epoch: 1,
             first: HashMap::new(),
             latest: HashMap::new(),
+            lost: HashMap::new(),
         }
     }
 
@@ -261,30 +179,14 @@ impl Run {
                     if let Some(number) = number {
                         prop_assert_eq!(outcome.number, number);
                         self.first.entry(person).or_insert(number);
-                        self.latest.insert(person, number);
+                        self.told(person, number, outcome.deadline_ms);
                     }
                 }
             }
-            Op::CheckIn(person) => {
-                let Some(&number) = self.latest.get(person) else {
-                    return Ok(());
-                };
-                let user = self.people[usize::from(*person)];
-                let got = self.room.check_in(seen, user, number, 1).await;
-                let got = match got.map_err(|e| fail(&e))? {
-                    CheckIn::Working(_) => "working",
-                    CheckIn::Waiting(_) => "waiting",
-                    CheckIn::Ended { .. } => "ended",
-                    CheckIn::Closed(_) | CheckIn::Old => "odd",
-                };
-                prop_assert_eq!(got, self.model.check_in(*person, number));
-            }
-            Op::Leave(person) => {
-                self.end(*person, End::Left, self.latest.get(person).copied())
-                    .await?
-            }
+            Op::CheckIn(person) => self.check_in(*person).await?,
+            Op::Leave(person) => self.end(*person, End::Left, self.number(*person)).await?,
             Op::Complete(person) => {
-                self.end(*person, End::Completed, self.latest.get(person).copied())
+                self.end(*person, End::Completed, self.number(*person))
                     .await?;
             }
             Op::Again(person, done) => {
@@ -312,8 +214,120 @@ impl Run {
                 self.model.remaining = i64::from(*seats);
                 self.set("remaining", i64::from(*seats)).await;
             }
+            Op::Inflow(limited) => {
+                self.model.limited = *limited;
+                match limited {
+                    true => self.set("admissionsPerMinute", 6).await,
+                    false => self.clear("admissionsPerMinute").await,
+                }
+            }
+            Op::Lose => self.lose().await?,
+            Op::Return(person) => self.come_back(*person).await?,
         }
         self.compare().await
+    }
+
+    fn number(&self, person: u8) -> Option<u64> {
+        self.latest.get(&person).map(|token| token.number)
+    }
+
+    /// The person keeps the newest token.
+    fn told(&mut self, person: u8, number: u64, deadline_ms: u64) {
+        let turn = self.model.working.get(&person);
+        let works = turn.filter(|_| deadline_ms > 0);
+        let token = Token {
+            number,
+            works: works.map(|turn| (turn.until, deadline_ms)),
+            epoch: self.epoch,
+        };
+        self.latest.insert(person, token);
+    }
+
+    async fn check_in(&mut self, person: u8) -> Checked {
+        let Some(token) = self.latest.get(&person).copied() else {
+            return Ok(());
+        };
+        let user = self.people[usize::from(person)];
+        let number = token.number;
+        let got = self
+            .room
+            .check_in(Seen::default(), user, number, token.epoch)
+            .await
+            .map_err(|e| TestCaseError::fail(e.to_string()))?;
+        if token.epoch < self.epoch {
+            prop_assert_eq!(got, CheckIn::Old);
+            return Ok(());
+        }
+        let want = self.model.check_in(person, number);
+        let (got, deadline) = match got {
+            CheckIn::Working(until) => ("working", until),
+            CheckIn::Waiting(_) => ("waiting", 0),
+            CheckIn::Ended { .. } => ("ended", 0),
+            CheckIn::Closed(_) | CheckIn::Old => ("odd", 0),
+        };
+        prop_assert_eq!(got, want);
+        if got == "working" {
+            self.told(person, number, deadline);
+        }
+        Ok(())
+    }
+
+    async fn lose(&mut self) -> Checked {
+        let names = ["meta", "wait", "work", "place", "ended", "reg", "back"];
+        redis::cmd("DEL")
+            .arg(names.map(|name| format!("{}{name}", self.base)).to_vec())
+            .query_async::<i64>(&mut self.redis)
+            .await
+            .unwrap();
+        self.epoch += 1;
+        let start = start(&self.model, self.epoch);
+        self.model.lose(start.base);
+        self.lost = self.latest.clone();
+        self.room
+            .init(&start)
+            .await
+            .map_err(|e| TestCaseError::fail(e.to_string()))
+    }
+
+    async fn come_back(&mut self, person: u8) -> Checked {
+        let Some(token) = self.lost.get(&person).copied() else {
+            return Ok(());
+        };
+        let place = Return {
+            user: self.people[usize::from(person)],
+            number: token.number,
+            deadline_ms: match token.works {
+                Some((until, deadline)) if until > self.model.now => deadline,
+                Some(_) | None => 0,
+            },
+            may: self.model.may(token),
+            registered: false,
+        };
+        let batch = self.room.restore(Seen::default(), &[place, place]).await;
+        let batch = batch.map_err(|e| TestCaseError::fail(e.to_string()))?;
+        for outcome in &batch.outcomes {
+            prop_assert_eq!(outcome.code, self.model.come_back(person, token));
+        }
+        self.model.settle();
+        let stands = self.model.number_of(person) == Some(token.number);
+        if stands
+            && self
+                .latest
+                .get(&person)
+                .is_some_and(|t| t.epoch < self.epoch)
+        {
+            self.told(person, token.number, batch.outcomes[0].deadline_ms);
+        }
+        Ok(())
+    }
+
+    async fn clear(&mut self, field: &str) {
+        redis::cmd("HDEL")
+            .arg(format!("{}meta", self.base))
+            .arg(field)
+            .query_async::<i64>(&mut self.redis)
+            .await
+            .unwrap();
     }
 
     async fn end(&mut self, person: u8, reason: End, number: Option<u64>) -> Checked {
@@ -444,7 +458,7 @@ const MUTANTS: &[(&str, &str, &str)] = &[
     ),
     (
         "a freed slot waits for the sweep",
-        "q_promote(q)\nreturn { 'ok', ended }",
+        "if not lost then q_promote(q) end\nreturn { 'ok', ended }",
         "return { 'ok', ended }",
     ),
     ("admits while paused", "return q.paused ~= 1 and", "return"),
@@ -452,6 +466,31 @@ const MUTANTS: &[(&str, &str, &str)] = &[
         "admits while a lower number waits",
         "local number = tonumber(next_up[i + 1])\n",
         "local number = tonumber(next_up[#next_up])\n",
+    ),
+    (
+        "admits while people are put back",
+        "and not q_recovering(q)\n",
+        "\n",
+    ),
+    (
+        "saves up admissions",
+        "q.credit = math.min(q.credit + earned,",
+        "q.credit = math.max(q.credit + earned,",
+    ),
+    (
+        "comes back at the end",
+        "redis.call('ZADD', q.wait, string.format('%.0f', number), user)\n  return 1, 0",
+        "redis.call('ZADD', q.wait, string.format('%.0f', number + 5000), user)\n  return 1, 0",
+    ),
+    (
+        "comes back to work where there is no room",
+        "if deadline > q.now and redis.call('ZCARD', q.work) < q.maxWorking then\n    redis.call('ZREM'",
+        "if deadline > q.now then\n    redis.call('ZREM'",
+    ),
+    (
+        "comes back twice in an epoch",
+        "if redis.call('SETBIT', q.back, number, 1) == 1 and code ~= 1 then",
+        "if false then",
     ),
     (
         "keeps who waits when the last seat goes",

@@ -1,4 +1,4 @@
-//! A Redis of a test's own: to flush, to kill, to keep from notifying.
+//! A Redis of a test's own: to flush, to kill, to keep from notifying, to fail over.
 
 use std::{
     path::PathBuf,
@@ -7,13 +7,14 @@ use std::{
 };
 
 use super::world::until;
-use crate::support;
+use crate::support::{self, guardian};
 
 pub struct RedisServer {
     pub port: u16,
     args: Vec<String>,
     dir: PathBuf,
     child: Child,
+    password: Option<String>,
 }
 
 impl Drop for RedisServer {
@@ -35,28 +36,76 @@ fn free_port() -> u16 {
 }
 
 fn spawn(port: u16, dir: &PathBuf, args: &[String]) -> Child {
-    Command::new("redis-server")
-        .args(["--port", &port.to_string(), "--bind", "127.0.0.1"])
-        .args(["--save", "", "--dir"])
-        .arg(dir)
-        .args(args)
+    let mut command = Command::new("redis-server");
+    if let [conf, sentinel] = args
+        && sentinel == "--sentinel"
+    {
+        command.args([conf, sentinel]);
+    } else {
+        command
+            .args(["--port", &port.to_string(), "--bind", "127.0.0.1"])
+            .args(["--save", "", "--dir"])
+            .arg(dir)
+            .args(args);
+    }
+    let child = command
         .stdout(Stdio::null())
         .spawn()
-        .expect("redis-server is installed")
+        .expect("redis-server is installed");
+    // It shows its port as its title.
+    guardian::end(child.id(), &port.to_string());
+    child
 }
 
 impl RedisServer {
     pub async fn start(args: &[&str]) -> Self {
-        let dir = support::data_dir();
+        let args = args.iter().map(|&a| a.to_owned()).collect();
+        Self::start_in(support::data_dir(), free_port(), args, None).await
+    }
+
+    /// One that asks for `password`, as a primary and of its primary.
+    pub async fn start_with_password(password: &str, args: &[&str]) -> Self {
+        let login = ["--requirepass", password, "--masterauth", password];
+        let args = login.iter().chain(args).map(|&a| a.to_owned()).collect();
+        let password = Some(password.to_owned());
+        Self::start_in(support::data_dir(), free_port(), args, password).await
+    }
+
+    /// A Sentinel with a password that watches a primary's port, with its own, as `service`; it fails over
+    /// after half a second.
+    pub async fn start_sentinel(
+        (primary, login): (u16, &str),
+        (service, password): (&str, &str),
+    ) -> Self {
+        let (dir, port) = (support::data_dir(), free_port());
         std::fs::create_dir_all(&dir).unwrap();
-        let port = free_port();
-        let args: Vec<String> = args.iter().map(|&a| a.to_owned()).collect();
+        let conf = dir.join("sentinel.conf");
+        let text = format!(
+            "port {port}\nbind 127.0.0.1\ndir {}\nrequirepass {password}\n\
+             sentinel monitor {service} 127.0.0.1 {} 1\nsentinel auth-pass {service} {login}\n\
+             sentinel down-after-milliseconds {service} 500\nsentinel failover-timeout {service} 5000\n",
+            dir.display(),
+            primary,
+        );
+        std::fs::write(&conf, text).unwrap();
+        let args = vec![conf.display().to_string(), "--sentinel".into()];
+        Self::start_in(dir, port, args, Some(password.to_owned())).await
+    }
+
+    async fn start_in(
+        dir: PathBuf,
+        port: u16,
+        args: Vec<String>,
+        password: Option<String>,
+    ) -> Self {
+        std::fs::create_dir_all(&dir).unwrap();
         let child = spawn(port, &dir, &args);
         let server = Self {
             port,
             args,
             dir,
             child,
+            password,
         };
         server.wait().await;
         server
@@ -78,7 +127,12 @@ impl RedisServer {
     }
 
     pub fn url(&self) -> String {
-        format!("redis://127.0.0.1:{}", self.port)
+        let login = self.password.as_ref().map(|p| format!(":{p}@"));
+        format!(
+            "redis://{}127.0.0.1:{}",
+            login.unwrap_or_default(),
+            self.port
+        )
     }
 
     pub async fn command(&self, words: &[&str]) -> redis::Value {
@@ -91,9 +145,23 @@ impl RedisServer {
         command.query_async(&mut connection).await.unwrap()
     }
 
-    pub async fn kill_and_start(&mut self) {
+    /// A word of `INFO replication`.
+    pub async fn info(&self, field: &str) -> String {
+        let info = self.command(&["INFO", "replication"]).await;
+        let text: String = redis::from_redis_value(info).unwrap();
+        let found = text
+            .lines()
+            .find_map(|l| l.strip_prefix(field)?.strip_prefix(':'));
+        found.unwrap_or_default().trim().to_owned()
+    }
+
+    pub fn kill(&mut self) {
         self.child.kill().unwrap();
         self.child.wait().unwrap();
+    }
+
+    pub async fn kill_and_start(&mut self) {
+        self.kill();
         self.child = spawn(self.port, &self.dir, &self.args);
         self.wait().await;
     }

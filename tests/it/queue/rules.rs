@@ -7,7 +7,7 @@ use serde_json::json;
 use uuid::Uuid;
 
 use super::world::*;
-use ticketping::serve::queue::Config;
+use ticketping::{platform::place::PlaceKeys, serve::queue::Config};
 
 #[tokio::test]
 async fn a_newcomer_with_room_works_at_once_and_the_next_wait_in_order() {
@@ -180,4 +180,109 @@ async fn who_polls_as_told_from_far_away_finds_the_claim_still_open() {
             .any(|&ms| (55_000..=65_000).contains(&ms) && ms != 60_000),
         "{claims:?}"
     );
+}
+
+#[tokio::test]
+async fn keys_of_places_rotate_under_the_people() {
+    let (old, new) = ("o".repeat(32), "n".repeat(32));
+    let ring = |text: String| PlaceKeys::parse(&text).unwrap();
+    let mut world = World::new(Config {
+        max_working: 0,
+        ..config()
+    })
+    .await;
+    world.keys = ring(format!("1:{old}"));
+    let before = world.instance().await;
+    let user = Uuid::now_v7();
+    let first = token(&world.enter(&before, user).await.1);
+    // Both keys: the old place is good, and the answer is sealed with the new one.
+    world.keys = ring(format!("2:{new},1:{old}"));
+    let during = world.instance().await;
+    let (code, place) = world.ask(&during, &first).await;
+    assert_eq!((code.as_u16(), number(&place)), (200, 1), "{place}");
+    let second = token(&place);
+    assert!(ring(format!("2:{new}")).open(&second).is_ok());
+    let (code, body) = world.ask(&before, &second).await;
+    assert_eq!(
+        (code.as_u16(), &body["code"]),
+        (401, &json!("INVALID_QUEUE_TOKEN"))
+    );
+    // The old key is removed: only who has polled meanwhile is known.
+    world.keys = ring(format!("2:{new}"));
+    let after = world.instance().await;
+    assert_eq!(world.ask(&after, &second).await.0, 200);
+    let (code, body) = world.ask(&after, &first).await;
+    assert_eq!(
+        (code.as_u16(), &body["code"]),
+        (401, &json!("INVALID_QUEUE_TOKEN"))
+    );
+    // The same id with another secret is not the same key.
+    world.keys = ring(format!("2:{old}"));
+    let wrong = world.instance().await;
+    assert_eq!(world.ask(&wrong, &second).await.0, 401);
+}
+
+#[tokio::test]
+async fn a_place_polled_like_mad_is_limited_and_nobody_else_is() {
+    let world = World::new(Config {
+        max_working: 0,
+        polls_per_second: 10,
+        ..config()
+    })
+    .await;
+    let at = world.instance().await;
+    let mad = token(&world.enter(&at, Uuid::now_v7()).await.1);
+    let calm = token(&world.enter(&at, Uuid::now_v7()).await.1);
+    let poll = |place: &str| at.state.poll_fast(world.performance, place).unwrap();
+    let begun = std::time::Instant::now();
+    let answered = (0..200).filter(|_| poll(&mad).status() == 200).count();
+    let earned = begun.elapsed().as_millis() as usize / 100 + 1;
+    assert!(
+        (51..=51 + earned).contains(&answered),
+        "five seconds' worth: {answered}"
+    );
+    let refused = poll(&mad);
+    assert_eq!(refused.status(), StatusCode::TOO_MANY_REQUESTS);
+    assert_eq!(refused.headers()["retry-after"], "1");
+    assert_eq!(
+        refused.headers()["content-type"],
+        "application/problem+json"
+    );
+    let (code, body) = world.ask(&at, &mad).await;
+    assert_eq!(
+        (code.as_u16(), &body["code"]),
+        (429, &json!("RATE_LIMITED")),
+        "{body}"
+    );
+    assert_eq!(poll(&calm).status(), 200);
+    // As it was told: a second later polls are answered again.
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    assert_eq!(poll(&mad).status(), 200);
+    // Who works is counted, too: a check-in costs Redis something.
+    world.patch(&at, json!({"maxWorking": 2})).await;
+    let mut place = world.admitted(&at, &calm).await;
+    let mut codes = std::collections::BTreeMap::<u16, u32>::new();
+    for _ in 0..80 {
+        let (code, body) = world.ask(&at, &token(&place)).await;
+        *codes.entry(code.as_u16()).or_default() += 1;
+        if code == 200 {
+            place = body;
+        }
+    }
+    assert!(codes.keys().eq(&[200, 429]), "{codes:?}");
+}
+
+#[tokio::test]
+async fn queues_on_sale_are_ready_before_anybody_asks() {
+    let world = World::new(config()).await;
+    let at = world.instance().await;
+    let mut slice = at.state.overview(None).await;
+    let there = until(Duration::from_secs(5), async || {
+        slice = at.state.overview(None).await;
+        slice.queues.len() == 1
+    })
+    .await;
+    assert!(there.is_some());
+    assert_eq!(slice.queues[0].performance_id, world.performance);
+    assert_eq!(slice.queues[0].max_working, 10);
 }

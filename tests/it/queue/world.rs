@@ -74,6 +74,7 @@ pub fn config() -> Config {
         hold_ttl: Duration::from_secs(60),
         queue_factor: 0.0,
         admissions_per_minute: None,
+        polls_per_second: 200,
     }
 }
 
@@ -289,6 +290,10 @@ fn others(show: &Arc<Show>, performance: Uuid) -> Router {
     let (facts, sold) = (show.clone(), show.clone());
     let time = |ms: i64| chrono::DateTime::from_timestamp_millis(ms);
     Router::new()
+        .route(
+            "/internal/v1/performances",
+            get(async move || axum::Json([performance])),
+        )
         .route(
             &format!("/internal/v1/performances/{performance}"),
             get(async move || {

@@ -1,0 +1,157 @@
+//! How people come back: a token of an earlier epoch puts its place back, once.
+
+use std::{collections::HashSet, sync::Arc};
+
+use axum::response::Response;
+use http::StatusCode;
+
+use super::{
+    State, epochs,
+    error::Error,
+    live::{Answer, Before, Live, Returning, now_ms},
+    people::TRIES,
+    scripts::{BATCH_MAX, Batch, Code, May, Return, ScriptError},
+    snapshot::Snapshot,
+};
+use crate::platform::place::{Place, PlaceState};
+
+impl State {
+    pub(super) async fn put_back(
+        &self,
+        live: &Arc<Live>,
+        returning: Returning,
+    ) -> Result<Response, Error> {
+        let ticket = live
+            .returning
+            .submit(returning)
+            .ok_or_else(|| Error::unavailable("too many people come back at once"))?;
+        if ticket.start {
+            let (state, live) = (self.clone(), live.clone());
+            tokio::spawn(async move { state.return_loop(&live).await });
+        }
+        let outcome = ticket.answer.await.map_err(Error::unavailable)??;
+        let place = returning.place;
+        match outcome.code {
+            Code::Ended | Code::NotOpen => {
+                self.note_ended(live).await?;
+                Err(Error::Ended)
+            }
+            // The token stays one of the earlier epoch, so that it is put back at its number.
+            Code::Drawing => {
+                let snapshot = live.snapshot.load();
+                Ok(self.registered(&snapshot, &place, None, now_ms(), StatusCode::OK))
+            }
+            Code::Waiting
+            | Code::Working
+            | Code::Registered
+            | Code::SoldOut
+            | Code::Full
+            | Code::Draining
+            | Code::NoNumber => {
+                self.show(live, place.user, outcome, place.position, StatusCode::OK)
+            }
+        }
+    }
+
+    async fn return_loop(&self, live: &Arc<Live>) {
+        while let Some((places, senders)) = live.returning.take(BATCH_MAX) {
+            let answers = self.return_batch(live, &places).await;
+            for (sender, answer) in senders.into_iter().zip(answers) {
+                // Who hung up is back all the same: asking again shows it.
+                let _ = sender.send(answer);
+            }
+        }
+    }
+
+    async fn return_batch(&self, live: &Arc<Live>, places: &[Returning]) -> Vec<Answer> {
+        let mut failure = Error::unavailable("the queue is being set up again");
+        for _ in 0..TRIES {
+            match self.try_return(live, places).await {
+                Ok(Ok(batch)) => {
+                    self.after_batch(live, &batch);
+                    return batch.outcomes.into_iter().map(Ok).collect();
+                }
+                Ok(Err(lost)) => {
+                    if let Err(error) = self.heal(live, lost).await {
+                        failure = error;
+                        break;
+                    }
+                }
+                Err(error) => {
+                    failure = error;
+                    break;
+                }
+            }
+        }
+        places.iter().map(|_| Err(failure.clone())).collect()
+    }
+
+    async fn try_return(
+        &self,
+        live: &Arc<Live>,
+        places: &[Returning],
+    ) -> Result<Result<Batch, ScriptError>, Error> {
+        let snapshot = live.snapshot.load_full();
+        let before = self.before(live, live.seen().epoch).await?;
+        let numbers: Vec<i64> = places.iter().flat_map(noted_as).collect();
+        let ended = epochs::ended_among(&self.deps().pool, live.id, &numbers).await?;
+        let claim_ms = live.rules.load().settings.claim_ttl_ms.unsigned_abs();
+        let now = now_ms();
+        let returns: Vec<_> = places
+            .iter()
+            .map(|returning| {
+                let place = &returning.place;
+                let works = place.state == PlaceState::Working && place.deadline_ms > now;
+                Return {
+                    user: place.user,
+                    number: place.number,
+                    deadline_ms: if works { place.deadline_ms } else { 0 },
+                    may: may(returning, &ended, &snapshot, before, claim_ms, now),
+                    registered: place.state == PlaceState::Registered,
+                }
+            })
+            .collect();
+        Ok(live.room.restore(live.seen(), &returns).await)
+    }
+}
+
+/// A turn cannot have ended unnoticed when its number was never served, or when its claim
+/// window, counted from the last poll, still runs; and never when Postgres says so.
+fn may(
+    returning: &Returning,
+    ended: &HashSet<i64>,
+    snapshot: &Snapshot,
+    before: Before,
+    claim_ms: u64,
+    now: u64,
+) -> May {
+    let place = &returning.place;
+    let over = noted_as(returning).any(|number| ended.contains(&number));
+    if over || place.epoch < before.fresh_from {
+        return May::Never;
+    }
+    let told = snapshot.interval_ms(u64::from(place.position));
+    let claim = claim_ms.max(told.saturating_mul(3) / 2);
+    let in_time = match place.state {
+        PlaceState::Registered => true,
+        PlaceState::Waiting => {
+            place.number > before.served || now < place.issued_ms.saturating_add(claim)
+        }
+        PlaceState::Working => place.deadline_ms > now,
+    };
+    if in_time { May::Yes } else { May::IfThere }
+}
+
+/// How Postgres names a place that ended: by its number, or by its registration as a
+/// negative one, since somebody else may draw a number that equals it. Who gave a
+/// registration up before the draw gets no turn by the number that it would have drawn.
+fn noted_as(returning: &Returning) -> impl Iterator<Item = i64> {
+    let Place { number, state, .. } = returning.place;
+    let signed = |number: u64| i64::try_from(number).unwrap_or(i64::MAX);
+    let registration = returning.registration.map(|index| -signed(index));
+    let number = match state {
+        PlaceState::Registered => None,
+        PlaceState::Waiting | PlaceState::Working => Some(signed(number)),
+    };
+    registration.into_iter().chain(number)
+}
