@@ -14,6 +14,7 @@ mod footprint;
 mod machine;
 mod memory;
 mod orders;
+mod overview;
 mod people;
 mod poll;
 mod process;
@@ -143,6 +144,7 @@ const BUDGETS: &[Budget] = &[
     budget!("streams", streams::run),
     budget!("seed", seed::run),
     budget!("reference", people::reference),
+    budget!("overview", overview::run),
     budget!("footprint", footprint::run),
     budget!("million", people::million),
     budget!("build", footprint::build),

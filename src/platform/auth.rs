@@ -3,7 +3,10 @@
 //! remembered until they expire; a flood of requests by the same people costs
 //! a hash look-up each.
 
-use std::{fmt, sync::Arc};
+use std::{
+    fmt,
+    sync::{Arc, LazyLock},
+};
 
 use arc_swap::ArcSwap;
 use axum::extract::{FromRef, FromRequestParts};
@@ -30,6 +33,14 @@ pub const ISSUER: &str = "ticketping";
 /// How many verified tokens are remembered. At some 400 bytes each this bounds
 /// the cache near 26 MB; beyond it the least used are verified again.
 const VERIFIED_MAX: usize = 65_536;
+
+/// What a token must be beyond well signed.
+static VALIDATION: LazyLock<Validation> = LazyLock::new(|| {
+    let mut validation = Validation::new(Algorithm::EdDSA);
+    validation.leeway = 0;
+    validation.set_issuer(&[ISSUER]);
+    validation
+});
 
 /// What the bearer may do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
@@ -280,10 +291,7 @@ impl Verifier {
             .iter()
             .find(|(k, _)| k == kid)
             .ok_or(AuthError::Invalid)?;
-        let mut validation = Validation::new(Algorithm::EdDSA);
-        validation.leeway = 0;
-        validation.set_issuer(&[ISSUER]);
-        match jsonwebtoken::decode::<Claims>(token, key, &validation) {
+        match jsonwebtoken::decode::<Claims>(token, key, &VALIDATION) {
             Ok(data) => Ok(data.claims),
             Err(e) if matches!(e.kind(), ErrorKind::ExpiredSignature) => Err(AuthError::Expired),
             Err(_) => Err(AuthError::Invalid),
