@@ -5,6 +5,7 @@
 //! not, and a [`FastPath`] answers the commonest request of all, a waiting
 //! poll, before there is a router, a boxed body or a boxed future.
 
+mod linger;
 mod server;
 pub mod stats;
 
@@ -29,6 +30,7 @@ use prometheus_client::{
     metrics::{counter::Counter, family::Family, histogram::Histogram},
 };
 
+use self::linger::Rest;
 pub use self::server::{Limits, bind, serve};
 use self::stats::{HttpStats, ROUTES, route_index};
 use super::{metrics::Metrics, problem::Problem};
@@ -141,7 +143,13 @@ impl<H: Handler> Edge<H> {
         Self { handler, shared }
     }
 
-    async fn slow(self, mut request: Request<Body>, route: usize, begun: Instant) -> Response {
+    async fn slow(
+        self,
+        mut request: Request<Body>,
+        rest: Rest,
+        route: usize,
+        begun: Instant,
+    ) -> Response {
         let id = self.shared.request_id(request.headers());
         request.headers_mut().insert(REQUEST_ID, id.clone());
         request.extensions_mut().insert(RequestId(id.clone()));
@@ -164,6 +172,7 @@ impl<H: Handler> Edge<H> {
         let status = response.status();
         self.shared.record(route, &method, status, begun);
         log(&method, &path, status, begun, response.headers());
+        rest.forget().await;
         response
     }
 }
@@ -296,8 +305,8 @@ impl<H: Handler> Edge<H> {
                 .record(route, request.method(), response.status(), begun);
             return Answer::Ready(Some(response));
         }
-        let mut request = request.map(Body::new);
+        let (mut request, rest) = linger::watch(request);
         request.extensions_mut().insert(ConnectInfo(peer));
-        Answer::Later(Box::pin(self.clone().slow(request, route, begun)))
+        Answer::Later(Box::pin(self.clone().slow(request, rest, route, begun)))
     }
 }
