@@ -154,11 +154,11 @@ mod tests {
     async fn finds_by_argument_and_ends_what_ignores_the_first_signal() {
         let marker = tempfile::tempdir().unwrap();
         let mut child = Command::new("sh")
-            .args([
-                "-c",
-                "trap '' TERM; echo ready; while :; do sleep 0.05; done",
-            ])
+            // It waits for a line that never comes: a child of its own would, between fork and
+            // exec, look like it.
+            .args(["-c", "trap '' TERM; echo ready; read line"])
             .arg(marker.path())
+            .stdin(std::process::Stdio::piped())
             .stdout(std::process::Stdio::piped())
             .spawn()
             .unwrap();
