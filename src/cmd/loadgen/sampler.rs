@@ -60,11 +60,18 @@ impl Sampler {
                 _ = ticks.tick() => {}
                 _ = stop.wait_for(|stop| *stop) => break,
             }
-            if self.with_seats && turn % 4 == 0 {
-                seats = self.seats(&mut etag).await.or(seats);
+            let looks = async {
+                if self.with_seats && turn % 4 == 0 {
+                    seats = self.seats(&mut etag).await.or(seats);
+                }
+                self.look(&mut samples, seats).await;
+                self.look_into_redis(&mut samples, &mut redis).await;
+            };
+            // A server that fell silent must not hold up the end.
+            tokio::select! {
+                () = looks => {}
+                _ = stop.wait_for(|stop| *stop) => break,
             }
-            self.look(&mut samples, seats).await;
-            self.look_into_redis(&mut samples, &mut redis).await;
         }
         self.look_for_overdue(&mut samples, &mut redis).await;
         samples
