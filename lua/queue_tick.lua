@@ -1,11 +1,12 @@
 -- queue_tick: the sweep, promotion and what a snapshot needs, in one call.
 --   KEYS   as the prelude says
 --   ARGV   epoch, last number, `gone` of the ranks that the caller has (-1: none)
--- Returns {'ok', {view...}, front, bounds, seed, more} or {'lost', why}.
+-- Returns {'ok', {view...}, front, bounds, seed, more, overdue, soon} or {'lost', why}.
 --   front   the lowest numbers waiting, at most a thousand or so, ascending, comma-separated;
 --           '' with bounds '' when the caller's ranks still hold
 --   bounds  'number:how many wait below it', comma-separated, at every 2^k-th number, coarser with distance
 --   more    1 when there is more to promote than one call may do
+--   overdue places whose deadline has passed; soon: those whose deadline is within a minute
 local FRONT = 1024
 local q = q_open()
 local lost = q_lost(q)
@@ -35,4 +36,6 @@ end
 
 local front, bounds = '', ''
 if tonumber(ARGV[3]) ~= (q.gone or 0) then front, bounds = ranks() end
-return { 'ok', q_view(q), front, bounds, redis.call('HGET', q.meta, 'seed') or '', more and 1 or 0 }
+return { 'ok', q_view(q), front, bounds, redis.call('HGET', q.meta, 'seed') or '', more and 1 or 0,
+  redis.call('ZCOUNT', q.work, '-inf', string.format('(%.0f', q.now)),
+  redis.call('ZCOUNT', q.work, q.now, q.now + 60000) }

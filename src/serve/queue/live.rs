@@ -151,6 +151,10 @@ pub struct Live {
     pub noted_ms: AtomicI64,
     /// The last tick, ms of this process.
     pub ticked_ms: AtomicU64,
+    /// Places overdue, and those that end within a minute, at the last tick.
+    pub overdue: AtomicU64,
+    /// As `overdue` says.
+    pub soon: AtomicU64,
     asked_ms: AtomicU64,
     seen: Mutex<Seen>,
 }
@@ -184,6 +188,8 @@ impl Live {
             untold: AtomicBool::new(false),
             noted_ms: AtomicI64::new(0),
             ticked_ms: AtomicU64::new(0),
+            overdue: AtomicU64::new(0),
+            soon: AtomicU64::new(0),
             asked_ms: AtomicU64::new(0),
             seen: Mutex::default(),
         }

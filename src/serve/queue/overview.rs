@@ -1,6 +1,6 @@
 //! What operators see: the overview's slice and the metrics.
 
-use std::time::Instant;
+use std::{sync::atomic::Ordering::Relaxed, time::Instant};
 
 use chrono::DateTime;
 use prometheus_client::{
@@ -126,10 +126,7 @@ impl State {
     async fn queue_slice(&self, live: &Live, detail: Option<Uuid>) -> QueueSlice {
         let snapshot = live.snapshot.load_full();
         let v = &snapshot.view;
-        let (overdue, next_minute) = match v.working {
-            0 => (0, 0),
-            _ => self.deadlines(live, v.now).await.unwrap_or_default(),
-        };
+        let (overdue, next_minute) = (live.overdue.load(Relaxed), live.soon.load(Relaxed));
         let expiries = match detail {
             Some(id) if id == live.id => self.expiries(live, v.now).await,
             _ => None,
@@ -163,16 +160,6 @@ impl State {
             opens_at: time(v.opens_at),
             closes_at: time(v.closes_at),
         }
-    }
-
-    /// How many places are overdue, and how many end within a minute; one round trip.
-    async fn deadlines(&self, live: &Live, now: i64) -> Result<(u64, u64), redis::RedisError> {
-        let key = live.room.work_key();
-        redis::pipe()
-            .zcount(key, "-inf", format!("({now}"))
-            .zcount(key, now, now + 60_000)
-            .query_async(&mut live.room.redis())
-            .await
     }
 
     async fn expiries(&self, live: &Live, now: i64) -> Option<Expiries> {

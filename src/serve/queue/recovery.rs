@@ -1,6 +1,9 @@
 //! Readings of the state, and what happens when it is not what it was.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::{Arc, atomic::Ordering::Relaxed},
+    time::Duration,
+};
 
 use super::{
     State, epochs,
@@ -63,6 +66,8 @@ impl State {
             return;
         }
         live.saw(seen);
+        live.overdue.store(tick.overdue, Relaxed);
+        live.soon.store(tick.soon, Relaxed);
         let ranks = {
             let mut ranks = live
                 .ranks

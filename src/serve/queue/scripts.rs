@@ -276,6 +276,10 @@ pub struct Tick {
     pub seed: Option<Vec<u8>>,
     /// There is more to promote at once.
     pub more: bool,
+    /// Places whose deadline has passed.
+    pub overdue: u64,
+    /// Places whose deadline is within a minute.
+    pub soon: u64,
 }
 
 /// A performance's keys and the connection to them. Cheap to clone.
@@ -339,7 +343,7 @@ impl Room {
                 call.arg(ranks_at);
             })
             .await?;
-        let [_, view, front, bounds, seed, more] = answer.as_slice() else {
+        let [_, view, front, bounds, seed, more, overdue, soon] = answer.as_slice() else {
             return Err(odd("queue_tick"));
         };
         let ints: Vec<i64> = redis::FromRedisValue::from_redis_value_ref(view)
@@ -355,6 +359,8 @@ impl Room {
                 .filter(|s| !s.is_empty())
                 .and_then(|s| hex::decode(s).ok()),
             more: int(more) == Some(1),
+            overdue: int(overdue).unwrap_or(0).unsigned_abs(),
+            soon: int(soon).unwrap_or(0).unsigned_abs(),
         })
     }
 
