@@ -4,7 +4,6 @@
 use std::time::{Duration, Instant};
 
 use anyhow::{Result, ensure};
-use axum::body::Body;
 use hdrhistogram::Histogram;
 use http::Method;
 use serde_json::json;
@@ -74,15 +73,7 @@ async fn buy(
 ) -> Result<Duration> {
     let api = &server.http;
     let auth = format!("Bearer {}", member.access);
-    let path = format!("/api/v1/queues/{performance}/tokens");
-    let entered = api
-        .send(
-            Method::POST,
-            &path,
-            &[("authorization", &auth)],
-            Body::empty(),
-        )
-        .await?;
+    let entered = server.enter(member, performance).await?;
     let place = text(&entered.json()?, "queueToken")?;
     let headers = [("authorization", &*auth), ("queue-token", &*place)];
     let wish = json!({ "scheduleId": schedule, "bestAvailable": { "count": 1 } });

@@ -1,8 +1,6 @@
 //! Entering: distinct people, each access token verified for the first time.
 
 use anyhow::{Context, Result};
-use axum::body::Body;
-use http::Method;
 use serde_json::json;
 
 use super::{
@@ -33,16 +31,7 @@ pub async fn run(bench: &mut Bench) -> Result<Vec<Row>> {
     let path = format!("/api/v1/queues/{performance}/tokens");
     let mut members = server.members()?;
     let first = members.pop().context("members were seeded")?;
-    let auth = format!("Bearer {}", first.access);
-    let reply = server
-        .http
-        .send(
-            Method::POST,
-            &path,
-            &[("authorization", &auth)],
-            Body::empty(),
-        )
-        .await?;
+    let reply = server.enter(&first, performance).await?;
     let bare = Peer::start(&bench.dir, Kind::Bare, &path, &Answer::of(&reply)).await?;
     let (mut ours, mut theirs, mut cpu) = (Vec::new(), Vec::new(), Vec::new());
     for (nth, people) in members.chunks(a_run).enumerate() {

@@ -4,9 +4,7 @@
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, ensure};
-use axum::body::Body;
 use futures_util::{StreamExt, TryStreamExt, stream};
-use http::Method;
 use serde_json::{Value, json};
 use uuid::Uuid;
 
@@ -119,21 +117,9 @@ async fn requests(bench: &Bench, server: &Server, count: usize) -> Result<Vec<St
 
 /// Everybody enters; the newest token of each.
 async fn enter_all(server: &Server, performance: Uuid, members: &[Member]) -> Result<Vec<String>> {
-    let path = format!("/api/v1/queues/{performance}/tokens");
-    let enter = |member: &Member| {
-        let (http, path) = (server.http.clone(), path.clone());
-        let auth = format!("Bearer {}", member.access);
-        async move {
-            let reply = http
-                .send(
-                    Method::POST,
-                    &path,
-                    &[("authorization", &auth)],
-                    Body::empty(),
-                )
-                .await?;
-            text(&reply.json()?, "queueToken")
-        }
+    let enter = async |member: &Member| {
+        let entered = server.enter(member, performance).await?;
+        text(&entered.json()?, "queueToken")
     };
     let places = stream::iter(members.iter().map(enter)).buffered(CLIENTS);
     places.try_collect().await

@@ -6,8 +6,6 @@ use std::{
 };
 
 use anyhow::{Context, Result, ensure};
-use axum::body::Body;
-use http::Method;
 use serde_json::json;
 use uuid::Uuid;
 
@@ -40,14 +38,8 @@ pub async fn run(bench: &mut Bench) -> Result<Vec<Row>> {
         .await?;
     ensure!(performances.len() == QUEUES, "{QUEUES} were seeded");
     for member in server.members()? {
-        let auth = format!("Bearer {}", member.access);
         for id in &performances {
-            let path = format!("/api/v1/queues/{id}/tokens");
-            let headers = [("authorization", &*auth)];
-            server
-                .http
-                .send(Method::POST, &path, &headers, Body::empty())
-                .await?;
+            server.enter(&member, id).await?;
         }
     }
     let token = std::fs::read_to_string(server.dir().join("ops-token"))?;
@@ -115,7 +107,7 @@ async fn watch(server: &Server) -> Result<Vec<Row>> {
     ]);
     if !started.is_ok_and(|out| out.status.success()) {
         return Ok([CPU, MEMORY]
-            .map(|what| Row::unmeasured("top", what, "tmux is missing"))
+            .map(|what| Row::unmeasured("overview", what, "tmux is missing"))
             .into());
     }
     let pid = tmux(&["list-panes", "-F", "#{pane_pid}"])?;
@@ -129,13 +121,13 @@ async fn watch(server: &Server) -> Result<Vec<Row>> {
         "top shows no live figures: {screen}"
     );
     Ok(vec![
-        Row::bound("top", CPU, Figure::once("%", cpu), 1.0)
+        Row::bound("overview", CPU, Figure::once("%", cpu), 1.0)
             .note(format!(
                 "over {} s, 1,000 queues, 120x40",
                 WATCHED.as_secs()
             ))
             .detail(json!({ "screen": screen })),
-        Row::bound("top", MEMORY, Figure::once("MB", memory), 30.0),
+        Row::bound("overview", MEMORY, Figure::once("MB", memory), 30.0),
     ])
 }
 

@@ -1,12 +1,14 @@
 //! The release binary as its users run it: `serve all` on stores of its own.
 
 use std::{
+    fmt::Display,
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
     time::{Duration, Instant},
 };
 
 use anyhow::{Context, Result, bail, ensure};
+use axum::body::Body;
 use http::Method;
 use nix::{sys::signal::Signal, unistd::Pid};
 use serde_json::{Value, json};
@@ -16,7 +18,7 @@ use ticketping::{
 };
 use uuid::Uuid;
 
-use super::client::{Http, text};
+use super::client::{Http, Reply, text};
 
 /// The binary that is measured.
 pub const BIN: &str = env!("CARGO_BIN_EXE_ticketping");
@@ -203,6 +205,16 @@ impl Server {
 
     pub async fn database(&self) -> Result<sqlx::PgPool> {
         Ok(sqlx::PgPool::connect(&self.at.database_url).await?)
+    }
+
+    /// `member` enters the queue of `performance`: the answer.
+    pub async fn enter(&self, member: &Member, performance: impl Display) -> Result<Reply> {
+        let path = format!("/api/v1/queues/{performance}/tokens");
+        let auth = format!("Bearer {}", member.access);
+        let headers = [("authorization", &*auth)];
+        self.http
+            .send(Method::POST, &path, &headers, Body::empty())
+            .await
     }
 
     /// Changes the settings of a queue, as an operator.

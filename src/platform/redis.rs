@@ -21,6 +21,9 @@ const RESPONSE_MAX: Duration = Duration::from_secs(2);
 /// Connecting takes a loopback or a data centre, not a continent.
 const CONNECT_MAX: Duration = Duration::from_secs(2);
 
+/// What keys begin with where nobody says otherwise.
+pub const DEFAULT_PREFIX: &str = "tp";
+
 const CLUSTER: &str = "redis+cluster://";
 const SENTINEL: &str = "redis+sentinel://";
 

@@ -3,7 +3,9 @@
 use std::{net::SocketAddr, path::PathBuf};
 
 use super::{gateway, payments, queue, reservations, secrets::SecretArgs, stripe_sandbox, users};
-use crate::platform::{db, failure::Failure, redis, secret::Secret, telemetry::LogFormat};
+use crate::platform::{
+    db, events::KafkaConfig, failure::Failure, redis, secret::Secret, telemetry::LogFormat,
+};
 
 /// What a process is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
@@ -150,7 +152,7 @@ pub struct StoreArgs {
         long,
         env = "TICKETPING_REDIS_PREFIX",
         value_name = "PREFIX",
-        default_value = "tp"
+        default_value = redis::DEFAULT_PREFIX
     )]
     pub redis_prefix: String,
     /// PostgreSQL 14 or newer: postgres://user:password@host:port/database [default: embedded,
@@ -180,7 +182,7 @@ pub struct StoreArgs {
         long,
         env = "TICKETPING_KAFKA_PREFIX",
         value_name = "PREFIX",
-        default_value = "ticketping",
+        default_value = KafkaConfig::DEFAULT_PREFIX,
         value_parser = kafka_prefix
     )]
     pub kafka_prefix: String,

@@ -18,15 +18,17 @@ use sqlx::PgPool;
 
 use crate::{
     platform::{
-        db, embedded::runtime::RuntimeFile, failure::Failure, redis::Redis, secret::Secret,
+        db,
+        embedded::runtime::RuntimeFile,
+        failure::Failure,
+        redis::{self, Redis},
+        secret::Secret,
     },
     serve::secrets::Kept,
 };
 
 /// Rows named for each check; the count says how many there are.
 const NAMED_MAX: usize = 20;
-/// What Redis keys begin with where nobody says otherwise.
-const DEFAULT_PREFIX: &str = "tp";
 /// What is younger than this may still be on its way, unless the caller knows better.
 const YOUNG: Duration = Duration::from_secs(60);
 /// Between two looks while waiting for the books to come to rest.
@@ -220,7 +222,7 @@ impl Args {
                 redis_url,
                 redis_prefix: self
                     .redis_prefix
-                    .unwrap_or_else(|| DEFAULT_PREFIX.to_owned()),
+                    .unwrap_or_else(|| redis::DEFAULT_PREFIX.to_owned()),
                 stripe,
                 wait: self.wait,
                 young: self.young,

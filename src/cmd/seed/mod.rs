@@ -226,7 +226,7 @@ async fn seed(args: &Args, target: &Target) -> Result<Summary, Failure> {
     if args.reset {
         reset::database(&pool).await.map_err(failed)?;
         if let Some(url) = &target.redis_url {
-            reset::live_state(url, &args.target.redis_prefix)
+            reset::live_state(url, &target.redis_prefix)
                 .await
                 .map_err(Failure::Failed)?;
         }

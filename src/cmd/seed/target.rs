@@ -8,6 +8,7 @@ use crate::{
         auth::Signer,
         embedded::{EmbeddedStores, runtime::RuntimeFile},
         failure::Failure,
+        redis,
         secret::Secret,
     },
     serve::secrets::{Kept, SecretArgs},
@@ -42,14 +43,9 @@ pub struct TargetArgs {
         value_name = "URL"
     )]
     pub redis_url: Option<Secret>,
-    /// What Redis keys begin with
-    #[arg(
-        long,
-        env = "TICKETPING_REDIS_PREFIX",
-        value_name = "PREFIX",
-        default_value = "tp"
-    )]
-    pub redis_prefix: String,
+    /// What Redis keys begin with [default: as the running embedded server says; else tp]
+    #[arg(long, env = "TICKETPING_REDIS_PREFIX", value_name = "PREFIX")]
+    pub redis_prefix: Option<String>,
     #[command(flatten)]
     pub secrets: SecretArgs,
 }
@@ -58,6 +54,8 @@ pub struct TargetArgs {
 pub struct Target {
     pub database_url: String,
     pub redis_url: Option<String>,
+    /// What keys begin with there.
+    pub redis_prefix: String,
     embedded: Option<EmbeddedStores>,
 }
 
@@ -76,10 +74,13 @@ impl TargetArgs {
     /// One sentence that names what is wrong and the way out.
     pub async fn open(&self) -> Result<Target, Failure> {
         let redis_url = self.redis_url.as_ref().map(|url| url.expose().to_owned());
+        let default_prefix = || redis::DEFAULT_PREFIX.to_owned();
+        let prefix = self.redis_prefix.clone();
         if let Some(url) = &self.database_url {
             return Ok(Target {
                 database_url: url.expose().to_owned(),
                 redis_url,
+                redis_prefix: prefix.unwrap_or_else(default_prefix),
                 embedded: None,
             });
         }
@@ -93,6 +94,7 @@ impl TargetArgs {
             return Ok(Target {
                 database_url: server.database_url,
                 redis_url: Some(redis_url.unwrap_or(server.redis_url)),
+                redis_prefix: prefix.unwrap_or(server.redis_prefix),
                 embedded: None,
             });
         }
@@ -102,6 +104,7 @@ impl TargetArgs {
         Ok(Target {
             database_url: stores.database_url().to_owned(),
             redis_url: Some(redis_url.unwrap_or_else(|| stores.redis_url().to_owned())),
+            redis_prefix: prefix.unwrap_or_else(default_prefix),
             embedded: Some(stores),
         })
     }

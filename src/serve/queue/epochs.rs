@@ -58,11 +58,21 @@ crate::from_row!(Epoch {
     just_opened,
 });
 
+/// What an [`Epoch`] is read from.
+macro_rules! epoch_columns {
+    () => {
+        "epoch, base, ceiling, served, last, lost_served, cut_lo, cut_hi, draw_lo, fresh_from,
+         opened_at > now() - interval '2 seconds' as just_opened"
+    };
+}
+
 /// The row of `performance`, if it ever had a queue.
 pub async fn load(pool: &PgPool, performance: Uuid) -> sqlx::Result<Option<Epoch>> {
-    sqlx::query_as(
-        "select epoch, base, ceiling, served, last, lost_served, cut_lo, cut_hi, draw_lo, fresh_from, opened_at > now() - interval '2 seconds' as just_opened from epochs where performance_id = $1",
-    )
+    sqlx::query_as(concat!(
+        "select ",
+        epoch_columns!(),
+        " from epochs where performance_id = $1"
+    ))
     .bind(performance)
     .fetch_optional(pool)
     .await
@@ -78,17 +88,18 @@ pub async fn open(
     served: i64,
 ) -> sqlx::Result<Option<Epoch>> {
     let Some(seen) = seen else {
-        return sqlx::query_as(
+        return sqlx::query_as(concat!(
             "insert into epochs (performance_id, epoch, base, ceiling) values ($1, 1, 0, $2)
              on conflict do nothing
-             returning epoch, base, ceiling, served, last, lost_served, cut_lo, cut_hi, draw_lo, fresh_from, opened_at > now() - interval '2 seconds' as just_opened",
-        )
+             returning ",
+            epoch_columns!()
+        ))
         .bind(performance)
         .bind(BLOCK)
         .fetch_optional(pool)
         .await;
     };
-    sqlx::query_as(
+    sqlx::query_as(concat!(
         "update epochs set epoch = epoch + 1,
             base = case when fresh then 0 else ceiling end,
             ceiling = case when fresh then 0 else ceiling end + $3,
@@ -101,8 +112,9 @@ pub async fn open(
             opened_at = now(), live_at = now()
          from (select epoch + 1 = fresh_from as fresh from epochs where performance_id = $1) as next
          where performance_id = $1 and epoch = $2
-         returning epoch, base, ceiling, served, last, lost_served, cut_lo, cut_hi, draw_lo, fresh_from, opened_at > now() - interval '2 seconds' as just_opened",
-    )
+         returning ",
+        epoch_columns!()
+    ))
     .bind(performance)
     .bind(seen)
     .bind(BLOCK)

@@ -68,6 +68,7 @@ pub struct Returning {
     /// The index that the token was given for, before the draw.
     pub registration: Option<u64>,
 }
+
 /// What is noted of the epochs before one.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Before {
@@ -151,9 +152,9 @@ pub struct Live {
     pub noted_ms: AtomicI64,
     /// The last tick, ms of this process.
     pub ticked_ms: AtomicU64,
-    /// Places overdue, and those that end within a minute, at the last tick.
+    /// Places whose deadline had passed at the last tick.
     pub overdue: AtomicU64,
-    /// As `overdue` says.
+    /// Places that end within a minute, at the last tick.
     pub soon: AtomicU64,
     asked_ms: AtomicU64,
     seen: Mutex<Seen>,

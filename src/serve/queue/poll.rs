@@ -19,6 +19,7 @@ use crate::platform::{
 /// A token older than this is made anew, so that after a loss of Redis it proves
 /// that its owner polled as told.
 const FRESH_MS: u64 = 10_000;
+
 /// What a poll needs.
 pub(super) enum Step {
     /// Nothing more.

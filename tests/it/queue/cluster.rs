@@ -92,30 +92,7 @@ async fn a_cluster_that_fails_over_keeps_everybody() {
         200,
         "who waits is answered all the time"
     );
-    let mut place = works;
-    let back = until(Duration::from_secs(20), async || {
-        let (code, body) = world.ask(&at, &token(&place)).await;
-        if code == 200 {
-            place = body;
-        } else {
-            assert_eq!(code, 503, "{body}");
-        }
-        code == 200
-    })
-    .await;
-    assert!(back.is_some(), "the replica is promoted and found");
-    assert_eq!((status(&place), number(&place)), ("WORKING", 1), "{place}");
-    world.confirm(&at, first, 1).await;
-    let mut next = next;
-    let came = until(Duration::from_secs(12), async || {
-        let (code, body) = world.ask(&at, &token(&next)).await;
-        if code == 200 {
-            next = body;
-        }
-        status(&next) == "WORKING"
-    })
-    .await;
-    assert!(came.is_some(), "the next comes in: {next}");
+    carries_on(&world, &at, first, works, next).await;
     let (code, last) = world.ask(&at, &token(&last)).await;
     assert_eq!((code.as_u16(), number(&last)), (200, 3), "{last}");
 }

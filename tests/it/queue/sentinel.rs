@@ -32,27 +32,7 @@ async fn a_failover_of_sentinels_keeps_everybody_and_is_followed() {
     redis.fail_over().await;
     // Whoever waits is answered all the time; whoever works as soon as there is a primary.
     assert_eq!(world.ask(&at, &token(&second)).await.0, 200);
-    let mut place = works;
-    let back = until(Duration::from_secs(10), async || {
-        let (code, body) = world.ask(&at, &token(&place)).await;
-        if code == 200 {
-            place = body;
-        } else {
-            assert_eq!(code, 503, "{body}");
-        }
-        code == 200
-    })
-    .await;
-    assert!(back.is_some(), "the new primary is found");
-    assert_eq!((status(&place), number(&place)), ("WORKING", 1), "{place}");
-    world.confirm(&at, first, 1).await;
-    let mut next = second;
-    let came = until(Duration::from_secs(12), async || {
-        next = world.ask(&at, &token(&next)).await.1;
-        status(&next) == "WORKING"
-    })
-    .await;
-    assert!(came.is_some(), "the next comes in: {next}");
+    carries_on(&world, &at, first, works, second).await;
 
     let after = connection.primaries().await.unwrap();
     assert_ne!(before, after);

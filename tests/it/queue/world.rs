@@ -360,6 +360,36 @@ pub fn status(place: &Value) -> &str {
     place["status"].as_str().unwrap_or("none")
 }
 
+/// After the primary died: who works keeps the place as soon as there is a new one, gives it up
+/// by an order, and the next in line comes in. `works` is of `first`, number 1 of a queue where
+/// one may work.
+pub async fn carries_on(world: &World, at: &Instance, first: Uuid, works: Value, next: Value) {
+    let mut place = works;
+    let back = until(Duration::from_secs(20), async || {
+        let (code, body) = world.ask(at, &token(&place)).await;
+        if code == 200 {
+            place = body;
+        } else {
+            assert_eq!(code, 503, "{body}");
+        }
+        code == 200
+    })
+    .await;
+    assert!(back.is_some(), "the new primary is found");
+    assert_eq!((status(&place), number(&place)), ("WORKING", 1), "{place}");
+    world.confirm(at, first, 1).await;
+    let mut next = next;
+    let came = until(Duration::from_secs(12), async || {
+        let (code, body) = world.ask(at, &token(&next)).await;
+        if code == 200 {
+            next = body;
+        }
+        status(&next) == "WORKING"
+    })
+    .await;
+    assert!(came.is_some(), "the next comes in: {next}");
+}
+
 /// Waits until `done`, at most `within`; how long it took.
 pub async fn until(within: Duration, mut done: impl AsyncFnMut() -> bool) -> Option<Duration> {
     let begun = std::time::Instant::now();

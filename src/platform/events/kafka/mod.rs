@@ -36,11 +36,14 @@ pub struct KafkaConfig {
 }
 
 impl KafkaConfig {
+    /// The prefix where nobody says otherwise.
+    pub const DEFAULT_PREFIX: &'static str = "ticketping";
+
     #[must_use]
     pub fn new(brokers: impl Into<String>) -> Self {
         Self {
             brokers: brokers.into(),
-            prefix: "ticketping".to_owned(),
+            prefix: Self::DEFAULT_PREFIX.to_owned(),
             // Enough for a dozen instances of each role; few enough to cost nothing.
             partitions: 12,
             replication: -1,
