@@ -11,9 +11,12 @@ use subtle::ConstantTimeEq;
 use uuid::Uuid;
 
 /// Layout version, so that a later one can be told apart.
-const VERSION: u8 = 1;
-/// version, key id, state, queue, user, epoch, number, issued, deadline, position.
-const BODY: usize = 1 + 1 + 1 + 16 + 16 + 4 + 8 + 8 + 8 + 4;
+const VERSION: u8 = 2;
+/// version and state, key id, queue, user, epoch, number, issued, deadline or position: the most
+/// that SHA-256 takes in one block with its padding. A waiting poll opens one token and seals one.
+const BODY: usize = 1 + 1 + 16 + 16 + 4 + 5 + 6 + 6;
+/// A trillion numbers for one performance; more does not fit into a token.
+const NUMBER_MAX: u64 = (1 << 40) - 1;
 /// 128 bits: nobody guesses one, and the token stays short.
 const MAC: usize = 16;
 const RAW: usize = BODY + MAC;
@@ -64,7 +67,7 @@ pub struct Place {
     pub issued_ms: u64,
     /// When the turn ends, Unix ms; 0 unless WORKING.
     pub deadline_ms: u64,
-    /// The position last told, so that a person never hears a greater one; 0: none yet.
+    /// The position last told, so that a person never hears a greater one; 0: none yet, or WORKING.
     pub position: u32,
 }
 
@@ -136,19 +139,25 @@ impl PlaceKeys {
     }
 
     /// The token of `place`, written without allocating.
+    ///
+    /// # Panics
+    /// When its number is above a trillion, which no sale issues.
     pub fn seal_into(&self, place: &Place, out: &mut [u8; TOKEN_LEN]) {
         let (id, mac) = &self.keys[0];
+        assert!(place.number <= NUMBER_MAX, "numbers end at 2^40");
+        let last = match place.state {
+            PlaceState::Working => place.deadline_ms,
+            PlaceState::Registered | PlaceState::Waiting => place.position.into(),
+        };
         let mut raw = [0_u8; RAW];
-        raw[0] = VERSION;
+        raw[0] = VERSION << 4 | place.state.byte();
         raw[1] = *id;
-        raw[2] = place.state.byte();
-        raw[3..19].copy_from_slice(place.queue.as_bytes());
-        raw[19..35].copy_from_slice(place.user.as_bytes());
-        raw[35..39].copy_from_slice(&place.epoch.to_be_bytes());
-        raw[39..47].copy_from_slice(&place.number.to_be_bytes());
-        raw[47..55].copy_from_slice(&place.issued_ms.to_be_bytes());
-        raw[55..63].copy_from_slice(&place.deadline_ms.to_be_bytes());
-        raw[63..67].copy_from_slice(&place.position.to_be_bytes());
+        raw[2..18].copy_from_slice(place.queue.as_bytes());
+        raw[18..34].copy_from_slice(place.user.as_bytes());
+        raw[34..38].copy_from_slice(&place.epoch.to_be_bytes());
+        raw[38..43].copy_from_slice(&place.number.to_be_bytes()[3..]);
+        raw[43..49].copy_from_slice(&place.issued_ms.to_be_bytes()[2..]);
+        raw[49..55].copy_from_slice(&last.to_be_bytes()[2..]);
         let tag = tag(mac, &raw[..BODY]);
         raw[BODY..].copy_from_slice(&tag);
         BASE64_URL_SAFE_NO_PAD
@@ -168,7 +177,7 @@ impl PlaceKeys {
         let read = BASE64_URL_SAFE_NO_PAD
             .decode_slice(token, &mut raw)
             .map_err(|_| PlaceError::Forged)?;
-        if read != RAW || raw[0] != VERSION {
+        if read != RAW || raw[0] >> 4 != VERSION {
             return Err(PlaceError::Forged);
         }
         let (_, mac) = self
@@ -190,21 +199,29 @@ pub fn read_unverified(token: &str) -> Option<Place> {
         return None;
     }
     let read = BASE64_URL_SAFE_NO_PAD.decode_slice(token, &mut raw).ok()?;
-    (read == RAW && raw[0] == VERSION)
+    (read == RAW && raw[0] >> 4 == VERSION)
         .then(|| read_body(&raw))
         .flatten()
 }
 
 fn read_body(raw: &[u8]) -> Option<Place> {
+    let number = |range: std::ops::Range<usize>| {
+        (raw[range].iter()).fold(0_u64, |n, &byte| n << 8 | u64::from(byte))
+    };
+    let state = PlaceState::from_byte(raw[0] & 15)?;
+    let (deadline_ms, position) = match state {
+        PlaceState::Working => (number(49..55), 0),
+        PlaceState::Registered | PlaceState::Waiting => (0, u32::try_from(number(49..55)).ok()?),
+    };
     Some(Place {
-        queue: Uuid::from_bytes(array(&raw[3..19])),
-        user: Uuid::from_bytes(array(&raw[19..35])),
-        epoch: u32::from_be_bytes(array(&raw[35..39])),
-        number: u64::from_be_bytes(array(&raw[39..47])),
-        state: PlaceState::from_byte(raw[2])?,
-        issued_ms: u64::from_be_bytes(array(&raw[47..55])),
-        deadline_ms: u64::from_be_bytes(array(&raw[55..63])),
-        position: u32::from_be_bytes(array(&raw[63..67])),
+        queue: Uuid::from_bytes(array(&raw[2..18])),
+        user: Uuid::from_bytes(array(&raw[18..34])),
+        epoch: u32::from_be_bytes(array(&raw[34..38])),
+        number: number(38..43),
+        state,
+        issued_ms: number(43..49),
+        deadline_ms,
+        position,
     })
 }
 
@@ -253,7 +270,14 @@ mod tests {
             PlaceState::Waiting,
             PlaceState::Working,
         ] {
-            let place = Place { state, ..place() };
+            let works = state == PlaceState::Working;
+            let place = Place {
+                state,
+                number: NUMBER_MAX,
+                deadline_ms: if works { 1_790_000_420_123 } else { 0 },
+                position: if works { 0 } else { u32::MAX },
+                ..place()
+            };
             let token = keys.seal(&place);
             assert_eq!(token.len(), TOKEN_LEN);
             assert_eq!(keys.open(&token), Ok(place));

@@ -1,8 +1,6 @@
 //! Places as JSON, written by hand into one buffer: this is what most answers of
 //! the whole system are.
 
-use std::io::Write;
-
 use axum::{body::Body, response::Response};
 use http::{HeaderValue, StatusCode, header};
 
@@ -55,48 +53,45 @@ fn write(body: &mut Vec<u8>, keys: &PlaceKeys, place: &Place, token: Option<&str
             body.extend_from_slice(&sealed);
         }
     }
-    let write = |body: &mut Vec<u8>, args: std::fmt::Arguments<'_>| {
-        body.write_fmt(args).expect("writing to memory cannot fail");
-    };
     match place.state {
-        PlaceState::Registered => write(
-            body,
-            format_args!(
-                "\",\"status\":\"REGISTERED\",\"number\":null,\"position\":null,\"registration\":{}",
-                place.number
-            ),
-        ),
-        PlaceState::Waiting => write(
-            body,
-            format_args!(
-                "\",\"status\":\"WAITING\",\"number\":{},\"position\":{}",
-                place.number, told.position
-            ),
-        ),
-        PlaceState::Working => write(
-            body,
-            format_args!(
-                "\",\"status\":\"WORKING\",\"number\":{},\"position\":null",
-                place.number
-            ),
-        ),
+        PlaceState::Registered => {
+            let known =
+                b"\",\"status\":\"REGISTERED\",\"number\":null,\"position\":null,\"registration\":";
+            number(body, known, place.number);
+        }
+        PlaceState::Waiting => {
+            number(body, b"\",\"status\":\"WAITING\",\"number\":", place.number);
+            number(body, b",\"position\":", told.position);
+        }
+        PlaceState::Working => {
+            number(body, b"\",\"status\":\"WORKING\",\"number\":", place.number);
+            body.extend_from_slice(b",\"position\":null");
+        }
     }
     match told.estimate {
-        Some((min, max)) => write(
-            body,
-            format_args!(",\"estimatedWaitSeconds\":{{\"min\":{min},\"max\":{max}}}"),
-        ),
+        Some((min, max)) => {
+            number(body, b",\"estimatedWaitSeconds\":{\"min\":", min);
+            number(body, b",\"max\":", max);
+            body.push(b'}');
+        }
         None => body.extend_from_slice(b",\"estimatedWaitSeconds\":null"),
     }
-    write(
-        body,
-        format_args!(",\"pollAfterMs\":{}", told.poll_after_ms),
-    );
+    number(body, b",\"pollAfterMs\":", told.poll_after_ms);
     let until = (place.state == PlaceState::Working)
         .then(|| rfc3339(i64::try_from(place.deadline_ms).unwrap_or(i64::MAX)))
         .flatten();
     match until {
-        Some(at) => write(body, format_args!(",\"expiresAt\":\"{at}\"}}")),
+        Some(at) => {
+            body.extend_from_slice(b",\"expiresAt\":\"");
+            body.extend_from_slice(at.as_bytes());
+            body.extend_from_slice(b"\"}");
+        }
         None => body.extend_from_slice(b",\"expiresAt\":null}"),
     }
+}
+
+/// `before`, then `n`, without the machinery of `std::fmt`: every poll writes four.
+fn number(body: &mut Vec<u8>, before: &[u8], n: u64) {
+    body.extend_from_slice(before);
+    body.extend_from_slice(itoa::Buffer::new().format(n).as_bytes());
 }

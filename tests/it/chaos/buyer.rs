@@ -30,6 +30,9 @@ const CONFIRM_FAULTS: [&str; 11] = [
     "error_after",
 ];
 
+/// The header that asks the sandbox for a fault.
+const FAULT: &str = "sandbox-fault";
+
 /// What all buyers know.
 pub struct Shop {
     pub api: Http,
@@ -41,7 +44,8 @@ pub struct Shop {
 
 enum Stop {
     Ended(Ending),
-    Impatient,
+    /// And what was heard last.
+    Impatient(String),
 }
 
 type Go<T> = Result<T, Stop>;
@@ -69,7 +73,10 @@ impl Shopper {
     pub async fn go(mut self) -> (Ending, Record) {
         let ending = match self.walk().await {
             Ok(ending) | Err(Stop::Ended(ending)) => ending,
-            Err(Stop::Impatient) => Ending::GaveUpWaiting,
+            Err(Stop::Impatient(heard)) => {
+                self.record.waited_for = Some(heard);
+                Ending::GaveUpWaiting
+            }
         };
         (ending, self.record)
     }
@@ -86,6 +93,13 @@ impl Shopper {
         }
     }
 
+    fn still_patient(&self, heard: impl FnOnce() -> String) -> Go<()> {
+        match Instant::now() >= self.until {
+            true => Err(Stop::Impatient(heard())),
+            false => Ok(()),
+        }
+    }
+
     fn breach(&mut self, what: String) {
         self.record.breaches.push(what);
     }
@@ -99,18 +113,24 @@ impl Shopper {
         headers: &[(&str, &str)],
         body: &str,
     ) -> Go<Reply> {
+        let mut headers = headers.to_vec();
         loop {
-            let asked = http.try_send(method.clone(), path, headers, body.to_owned());
-            let answer = tokio::time::timeout(ANSWER_MAX, asked).await;
-            if let Ok(Ok(reply)) = answer
-                && !self.is_away(&reply, path)
-            {
-                return Ok(reply);
-            }
+            let asked = http.try_send(method.clone(), path, &headers, body.to_owned());
+            let heard = match tokio::time::timeout(ANSWER_MAX, asked).await {
+                Ok(Ok(reply)) if self.is_away(&reply, path) => reply.status.to_string(),
+                Ok(Ok(reply)) => return Ok(reply),
+                Ok(Err(_)) => "no connection".to_owned(),
+                Err(_) => "no answer".to_owned(),
+            };
             self.record.away += 1;
-            if Instant::now() >= self.until {
-                return Err(Stop::Impatient);
-            }
+            // A fault that was asked for is met once: Stripe does not fail the same call for ever.
+            headers.retain(|(name, _)| *name != FAULT);
+            self.still_patient(|| {
+                // Without the ids, so that many who wait for the same are counted together.
+                let what = path.split('/').filter(|part| part.len() < 30);
+                let what: Vec<&str> = what.collect();
+                format!("{method} {}: {heard}", what.join("/"))
+            })?;
             self.pause(50..300).await;
         }
     }
@@ -193,9 +213,7 @@ impl Shopper {
             if place.body["status"] == "WORKING" {
                 return Ok(Some(token));
             }
-            if Instant::now() >= self.until {
-                return Err(Stop::Impatient);
-            }
+            self.still_patient(|| format!("a turn: {}", place.str("status")))?;
             self.pause(150..400).await;
             let http = self.shop.api.clone();
             place = self
@@ -329,9 +347,7 @@ impl Shopper {
                 ));
                 return Ok(Ending::WalkedAway);
             }
-            if Instant::now() >= self.until {
-                return Err(Stop::Impatient);
-            }
+            self.still_patient(|| "the end of a payment under way, to cancel".to_owned())?;
             self.pause(200..500).await;
         }
     }
@@ -402,7 +418,7 @@ impl Shopper {
         let headers = [
             ("authorization", &*key),
             ("content-type", "application/x-www-form-urlencoded"),
-            ("sandbox-fault", fault),
+            (FAULT, fault),
         ];
         let http = self.shop.stripe.clone();
         let path = format!("/v1/payment_intents/{intent}/confirm");
@@ -432,9 +448,7 @@ impl Shopper {
                 "CANCELLED" => return Ok(Ending::Cancelled),
                 _ => return Ok(Ending::Expired),
             }
-            if Instant::now() >= self.until {
-                return Err(Stop::Impatient);
-            }
+            self.still_patient(|| "the end of an order that was paid".to_owned())?;
             if let (true, Some(payment)) = (asks, self.record.orders[at].payment.clone()) {
                 let path = format!("/api/v1/payments/{payment}");
                 let seen = self.api(Method::GET, &path, &[], Value::Null).await?;

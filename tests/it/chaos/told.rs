@@ -55,6 +55,8 @@ pub struct Record {
     pub faults: BTreeMap<&'static str, u32>,
     /// Answers that did not come, or said "later".
     pub away: u32,
+    /// What was heard last by who ran out of patience.
+    pub waited_for: Option<String>,
 }
 
 #[test]

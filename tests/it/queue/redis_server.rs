@@ -7,7 +7,7 @@ use std::{
 };
 
 use super::world::until;
-use crate::support::{self, guardian};
+use crate::support::{self, free_port, guardian};
 
 pub struct RedisServer {
     pub port: u16,
@@ -21,17 +21,6 @@ impl Drop for RedisServer {
     fn drop(&mut self) {
         let _ = self.child.kill();
         let _ = self.child.wait();
-    }
-}
-
-fn free_port() -> u16 {
-    // A cluster's bus port is ten thousand above.
-    loop {
-        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
-        let port = listener.local_addr().unwrap().port();
-        if port < 55_000 {
-            return port;
-        }
     }
 }
 

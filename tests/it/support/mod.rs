@@ -15,6 +15,7 @@ pub mod stripe_mock;
 pub use guardian::clean_up;
 
 use std::path::PathBuf;
+use std::sync::LazyLock;
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use sqlx::{Connection, PgConnection};
@@ -92,12 +93,23 @@ pub fn data_dir() -> PathBuf {
     dir
 }
 
-/// A loopback port that was free a moment ago, below the range of outgoing
-/// connections, so that only another server can take it.
+/// Ports of servers that tests start: below those of outgoing connections and of embedded
+/// stores, so that a server started again does not find its port taken; and those of a
+/// cluster's bus, ten thousand above, likewise below outgoing connections.
+const PORTS: std::ops::Range<u32> = 10_000..15_000;
+
+/// A loopback port that is free, and that nobody else in this process is given: between this
+/// and the server's start lie seconds, on a busy machine.
 pub fn free_port() -> u16 {
-    (0..200)
-        .map(|_| rand::random_range(15_000..32_000))
-        .find(|port| std::net::TcpListener::bind(("127.0.0.1", *port)).is_ok())
+    static FROM: LazyLock<u32> = LazyLock::new(rand::random);
+    static GIVEN: AtomicU32 = AtomicU32::new(0);
+    let is_free = |port: u16| std::net::TcpListener::bind(("127.0.0.1", port)).is_ok();
+    (0..PORTS.len())
+        .map(|_| {
+            FROM.wrapping_add(GIVEN.fetch_add(1, Ordering::Relaxed)) % (PORTS.end - PORTS.start)
+        })
+        .filter_map(|at| u16::try_from(PORTS.start + at).ok())
+        .find(|&port| is_free(port) && is_free(port + 10_000))
         .expect("a free port")
 }
 
