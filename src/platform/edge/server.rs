@@ -2,12 +2,18 @@
 
 use std::{io, net::SocketAddr, sync::Arc, time::Duration};
 
-use hyper::{Request, body::Incoming, service::service_fn};
+use hyper::{Request, body::Incoming, server::conn::http1, service::service_fn};
 use hyper_util::{
     rt::{TokioExecutor, TokioIo, TokioTimer},
-    server::{conn::auto::Builder, graceful::GracefulShutdown},
+    server::{
+        conn::auto,
+        graceful::{GracefulShutdown, Watcher},
+    },
 };
-use tokio::{net::TcpListener, sync::Semaphore};
+use tokio::{
+    net::{TcpListener, TcpStream},
+    sync::Semaphore,
+};
 use tokio_util::sync::CancellationToken;
 
 use super::{Edge, Handler};
@@ -49,6 +55,81 @@ pub async fn bind(flag: &str, address: SocketAddr) -> Result<TcpListener, String
     })
 }
 
+/// What an HTTP/2 connection begins with, and no HTTP/1.1 request does.
+const PREFACE: &[u8] = b"PRI ";
+/// A head of 32 KB fits with room to spare.
+const READ_BUFFER_MAX: usize = 64 * 1024;
+
+/// How connections are spoken to.
+#[derive(Clone)]
+struct Protocols {
+    http1: http1::Builder,
+    any: auto::Builder<TokioExecutor>,
+    header_read: Duration,
+}
+
+impl Protocols {
+    fn new(limits: Limits) -> Self {
+        let mut http1 = http1::Builder::new();
+        http1
+            .timer(TokioTimer::new())
+            .header_read_timeout(limits.header_read)
+            .max_buf_size(READ_BUFFER_MAX)
+            .pipeline_flush(true);
+        let mut any = auto::Builder::new(TokioExecutor::new());
+        any.http1()
+            .timer(TokioTimer::new())
+            .header_read_timeout(limits.header_read)
+            .max_buf_size(READ_BUFFER_MAX)
+            .pipeline_flush(true);
+        any.http2()
+            .timer(TokioTimer::new())
+            .max_concurrent_streams(1_000)
+            .max_header_list_size(32 * 1024)
+            .keep_alive_interval(Some(Duration::from_secs(30)));
+        Self {
+            http1,
+            any,
+            header_read: limits.header_read,
+        }
+    }
+
+    /// Answers on `stream` until it ends. hyper-util's own look at the version puts what it read
+    /// in front of the stream again, which doubles hyper's read buffer for the life of the
+    /// connection and adds a layer to each read: so HTTP/1.1 is recognised by peeking.
+    async fn speak<H: Handler>(
+        &self,
+        stream: TcpStream,
+        peer: SocketAddr,
+        edge: Edge<H>,
+        graceful: Watcher,
+        stop: CancellationToken,
+    ) {
+        let mut head = [0_u8; PREFACE.len()];
+        let peeked = tokio::select! {
+            () = stop.cancelled() => return,
+            peeked = tokio::time::timeout(self.header_read, stream.peek(&mut head)) => peeked,
+        };
+        let Ok(Ok(seen @ 1..)) = peeked else {
+            tracing::trace!("a connection that asked for nothing ended");
+            return;
+        };
+        let io = TokioIo::new(stream);
+        let service = service_fn(move |request: Request<Incoming>| edge.answer(request, peer));
+        let ended = if PREFACE.starts_with(&head[..seen]) {
+            let connection = self.any.serve_connection(io, service).into_owned();
+            Box::pin(graceful.watch(connection)).await
+        } else {
+            let connection = self.http1.serve_connection(io, service);
+            let connection = Box::pin(graceful.watch(connection));
+            connection.await.map_err(Into::into)
+        };
+        if let Err(error) = ended {
+            tracing::trace!(%error, "connection ended");
+        }
+    }
+}
+
 /// Serves `edge` on `listener` until `stop`, then drains.
 pub async fn serve<H: Handler>(
     listener: TcpListener,
@@ -56,19 +137,7 @@ pub async fn serve<H: Handler>(
     limits: Limits,
     stop: CancellationToken,
 ) {
-    let mut builder = Builder::new(TokioExecutor::new());
-    builder
-        .http1()
-        .timer(TokioTimer::new())
-        .header_read_timeout(limits.header_read)
-        .max_buf_size(64 * 1024)
-        .pipeline_flush(true);
-    builder
-        .http2()
-        .timer(TokioTimer::new())
-        .max_concurrent_streams(1_000)
-        .max_header_list_size(32 * 1024)
-        .keep_alive_interval(Some(Duration::from_secs(30)));
+    let protocols = Arc::new(Protocols::new(limits));
     let slots = Arc::new(Semaphore::new(limits.connections_max));
     let graceful = GracefulShutdown::new();
     loop {
@@ -79,17 +148,10 @@ pub async fn serve<H: Handler>(
         let Some((stream, peer, slot)) = accepted else {
             continue;
         };
-        let edge = edge.clone();
-        let service = service_fn(move |request: Request<Incoming>| edge.answer(request, peer));
-        let connection = graceful.watch(
-            builder
-                .serve_connection(TokioIo::new(stream), service)
-                .into_owned(),
-        );
+        let (protocols, edge) = (protocols.clone(), edge.clone());
+        let (watcher, stop) = (graceful.watcher(), stop.clone());
         tokio::spawn(async move {
-            if let Err(error) = connection.await {
-                tracing::trace!(%error, "connection ended");
-            }
+            protocols.speak(stream, peer, edge, watcher, stop).await;
             drop(slot);
         });
     }
@@ -105,11 +167,7 @@ pub async fn serve<H: Handler>(
 async fn accept(
     listener: &TcpListener,
     slots: &Arc<Semaphore>,
-) -> Option<(
-    tokio::net::TcpStream,
-    SocketAddr,
-    tokio::sync::OwnedSemaphorePermit,
-)> {
+) -> Option<(TcpStream, SocketAddr, tokio::sync::OwnedSemaphorePermit)> {
     let slot = slots.clone().acquire_owned().await.ok()?;
     match listener.accept().await {
         Ok((stream, peer)) => {
@@ -124,5 +182,96 @@ async fn accept(
             tokio::time::sleep(Duration::from_millis(50)).await;
             None
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use axum::{Router, body::Body, routing::any};
+    use http::{Request, StatusCode, Version};
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    use tokio::task::JoinHandle;
+
+    use super::*;
+    use crate::platform::{edge::stats::HttpStats, metrics::Metrics};
+
+    async fn server(header_read: Duration) -> (SocketAddr, CancellationToken, JoinHandle<()>) {
+        let router = Router::new().route("/", any(|| async { StatusCode::NO_CONTENT }));
+        let (metrics, stats) = (Metrics::default(), Arc::new(HttpStats::default()));
+        let edge = Edge::new(router, None, &metrics, stats);
+        let limits = Limits {
+            header_read,
+            ..Limits::default()
+        };
+        let listener = bind("--listen", SocketAddr::from(([127, 0, 0, 1], 0))).await;
+        let listener = listener.unwrap();
+        let (address, stop) = (listener.local_addr().unwrap(), CancellationToken::new());
+        let served = tokio::spawn(serve(listener, edge, limits, stop.clone()));
+        (address, stop, served)
+    }
+
+    /// What the server sent until it closed.
+    async fn rest(mut client: TcpStream) -> String {
+        let mut answer = String::new();
+        client.read_to_string(&mut answer).await.unwrap();
+        answer
+    }
+
+    #[tokio::test]
+    async fn both_versions_are_spoken_however_a_head_arrives() {
+        let (address, stop, served) = server(Duration::from_secs(15)).await;
+        for parts in [
+            ["GET / HTTP/1.1\r\nconnection: close\r\n", "host: h\r\n\r\n"],
+            // As an HTTP/2 connection begins, too, until the second byte.
+            ["P", "UT / HTTP/1.1\r\nconnection: close\r\nhost: h\r\n\r\n"],
+        ] {
+            let mut client = TcpStream::connect(address).await.unwrap();
+            client.set_nodelay(true).unwrap();
+            for part in parts {
+                client.write_all(part.as_bytes()).await.unwrap();
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+            let answer = rest(client).await;
+            assert!(answer.starts_with("HTTP/1.1 204 "), "{answer}");
+        }
+        let io = TokioIo::new(TcpStream::connect(address).await.unwrap());
+        let (mut send, connection) =
+            hyper::client::conn::http2::handshake(TokioExecutor::new(), io)
+                .await
+                .unwrap();
+        tokio::spawn(connection);
+        let request = Request::get("http://h/").body(Body::empty()).unwrap();
+        let answer = send.send_request(request).await.unwrap();
+        assert_eq!(
+            (answer.version(), answer.status()),
+            (Version::HTTP_2, StatusCode::NO_CONTENT)
+        );
+        drop(send);
+        stop.cancel();
+        served.await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn who_says_nothing_is_cut_off_and_holds_up_no_stop() {
+        let (address, stop, served) = server(Duration::from_millis(50)).await;
+        let silent = TcpStream::connect(address).await.unwrap();
+        assert_eq!(rest(silent).await, "");
+        stop.cancel();
+        served.await.unwrap();
+        let (address, stop, served) = server(Duration::from_secs(60)).await;
+        let silent = TcpStream::connect(address).await.unwrap();
+        // It is accepted once another one after it is answered.
+        let mut client = TcpStream::connect(address).await.unwrap();
+        let head = "GET / HTTP/1.1\r\nconnection: close\r\nhost: h\r\n\r\n";
+        client.write_all(head.as_bytes()).await.unwrap();
+        assert!(rest(client).await.starts_with("HTTP/1.1 204 "));
+        let begun = std::time::Instant::now();
+        stop.cancel();
+        served.await.unwrap();
+        assert!(
+            begun.elapsed() < Limits::default().drain,
+            "it was not waited for"
+        );
+        assert_eq!(rest(silent).await, "");
     }
 }
