@@ -11,6 +11,7 @@ use ticketping::platform::failpoint::FAILPOINTS;
 use super::shop::Shop;
 use crate::journey::client::Reply;
 use crate::journey::steps::{self, Buyer, pay};
+use crate::support::eventually;
 
 /// Soon after a restart, what was open is looked at again.
 const QUICK: (&str, &str) = ("TICKETPING_PAYMENT_RECONCILE_AFTER", "2s");
@@ -81,6 +82,7 @@ async fn sweep(
             true => shop.hold(&buyer).await.str("id"),
             false => String::new(),
         };
+        at_rest(&shop).await;
         let armed = [envs, &[("TICKETPING_FAILPOINT", *point)]].concat();
         shop = shop.again(&armed).await;
         assert!(!shop.dead(), "{point}: died before anything was asked");
@@ -98,6 +100,24 @@ async fn sweep(
             .unwrap_or_else(|_| panic!("{point}: never settled"));
         println!("{point}: died, and was finished");
     }
+}
+
+/// Nothing is on its way any more: a webhook or an event of the buyer before would meet the
+/// armed point while the server still starts.
+async fn at_rest(shop: &Shop) {
+    let open = "select (select count(*) from stripe_sandbox.deliveries where state = 'pending')
+        + (select count(*) from payments.webhook_events where processed_at is null)
+        + (select count(*) from payments.outbox where published_at is null)
+        + (select count(*) from reservations.outbox where published_at is null)";
+    let mut books = PgConnection::connect(&shop.database_url()).await.unwrap();
+    eventually("nothing is on its way", async || {
+        let open: i64 = sqlx::query_scalar(open)
+            .fetch_one(&mut books)
+            .await
+            .unwrap();
+        open == 0
+    })
+    .await;
 }
 
 fn walk(shop: &Shop, buyer: &Buyer, order: &str) -> Walk {
