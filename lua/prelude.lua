@@ -9,7 +9,7 @@
 --   KEYS[5] zset  {tag}:ended   number -> "<reason><user id>", turns that ended and are
 --                               not yet noted in Postgres (N no-show, L lapsed, D done, G given up)
 --   KEYS[6] zset  {tag}:reg     registration index -> user id, before the draw
---   KEYS[7] bits  {tag}:back    numbers put back since this epoch began
+--   KEYS[7] bits  {tag}:back    numbers put back since this epoch began; after a loss also those drawn
 --   A script of its own has its keys from KEYS[8] on. Beside them stands, for each
 --   person admitted, the string {tag}:t:<hex user id> with a PX: its expiry wakes
 --   promotion by a keyspace notification. It is only a bell; the zset is the truth.

@@ -21,9 +21,9 @@ for i = 4, #ARGV, 2 do
     q_count(q, reason == 'D' and 'completed' or 'left', 1)
     q_count(q, 'gone', 1)
     ended = ended + 1
-  elseif tonumber(redis.call('ZSCORE', q.reg, user)) == math.abs(number) then
+  elseif tonumber(redis.call('ZSCORE', q.reg, user)) == -number then
     redis.call('ZREM', q.reg, user)
-    redis.call('ZADD', q.ended, -math.abs(number), 'G' .. user) -- an index, not a number: somebody else may draw that
+    redis.call('ZADD', q.ended, number, 'G' .. user) -- an index, not a number: somebody else may draw that
     q_count(q, 'left', 1)
     ended = ended + 1
   end

@@ -14,14 +14,13 @@ q_cut(q)
 local back = 0
 -- What stands in Redis under this person: the very place, another one, or nothing.
 local function present(user, number)
-  local tag, value, held = working_check_in(q, user, nil)
-  if tag == 'working' or tag == 'closed' then
-    if held == nil then held = q_working(q, user) end
-    if held ~= number then return 9, held end
-    return tag == 'working' and 2 or 6, value
-  end
-  if tag == 'waiting' then return held == number and 1 or nil, value, held end
-  return nil, nil, nil
+  local held, _, deadline = q_working(q, user)
+  if held and held ~= number and deadline > q.now then return 9 end -- and this is no check-in of it
+  local tag, value, waits = working_check_in(q, user, nil)
+  if tag == 'working' then return 2, value end
+  if tag == 'closed' then return 6 end
+  if tag == 'waiting' then return waits == number and 1 or nil, value, waits end
+  return nil
 end
 
 local function put_back(user, number, deadline, registered)
@@ -31,9 +30,7 @@ local function put_back(user, number, deadline, registered)
   if code and not admitted then return code, code == 2 and value or 0 end
   -- Who entered anew meanwhile keeps the better of the two numbers.
   if other and other < number then return 9, 0 end
-  -- Who was put back once and is gone has had the turn; who still stands in line has not.
-  if redis.call('SETBIT', q.back, number, 1) == 1 and code ~= 1 then return 9, 0 end
-  back = back + 1
+  -- No bit for a registration: its index is also a number, and somebody else may draw that.
   if registered then
     redis.call('ZADD', q.reg, number, user)
     if not q.drawLo or number <= q.drawLo then
@@ -42,6 +39,10 @@ local function put_back(user, number, deadline, registered)
     end
     return 3, 0
   end
+  -- Who was put back once and is gone has had the turn; who still stands in line has not.
+  if redis.call('SETBIT', q.back, number, 1) == 1 and code ~= 1 then return 9, 0 end
+  back = back + 1
+  redis.call('ZREM', q.reg, user) -- the draw may come to it only now: one place a person
   if deadline > q.now and redis.call('ZCARD', q.work) < q.maxWorking then
     redis.call('ZREM', q.wait, user)
     q_set_working(q, user, number, 'A', deadline)

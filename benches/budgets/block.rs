@@ -60,7 +60,10 @@ pub async fn run(bench: &mut Bench) -> Result<Vec<Row>> {
     tokio::time::sleep(pause + Duration::from_secs(5)).await;
     let room = room(server, queue).await?;
     for gone in late.chunks(100).take(20) {
-        let places: Vec<_> = gone.iter().map(|s| (s.user, s.number)).collect();
+        let places = gone
+            .iter()
+            .map(|s| Ok((s.user, i64::try_from(s.number)?)))
+            .collect::<Result<Vec<_>>>()?;
         room.end(Seen::default(), End::Left, &places).await?;
         tokio::time::sleep(Duration::from_millis(50)).await;
     }

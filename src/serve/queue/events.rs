@@ -43,13 +43,14 @@ impl State {
             Err(error @ Error::NotFound) => return Err(HandlerError::poison(error)),
             Err(error) => return Err(HandlerError::retry(error)),
         };
-        self.end(&live, End::Completed, order.user_id, order.place_number)
+        let number = i64::try_from(order.place_number).map_err(HandlerError::poison)?;
+        self.end(&live, End::Completed, order.user_id, &[number])
             .await
             .map_err(HandlerError::retry)?;
         let mut tx = self.deps().pool.begin().await?;
         if inbox::first_time(&mut tx, CONSUMER, event.id).await? {
             let ended = epochs::Ended {
-                number: i64::try_from(order.place_number).map_err(HandlerError::poison)?,
+                number,
                 user: order.user_id,
                 reason: "COMPLETED",
             };

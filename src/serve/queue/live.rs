@@ -60,15 +60,6 @@ impl Rules {
     }
 }
 
-/// What goes with a batch of returns.
-#[derive(Clone, Copy, Debug)]
-pub struct Returning {
-    /// The token's place, as it was proved; drawn, where the draw has told its number.
-    pub place: Place,
-    /// The index that the token was given for, before the draw.
-    pub registration: Option<u64>,
-}
-
 /// What is noted of the epochs before one.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Before {
@@ -133,7 +124,7 @@ pub struct Live {
     /// People who enter.
     pub entering: Batcher<Uuid, Answer>,
     /// People who come back by a token of an earlier epoch.
-    pub returning: Batcher<Returning, Answer>,
+    pub returning: Batcher<Place, Answer>,
     /// One tick at a time.
     pub ticking: OneAtATime,
     /// One round of notes to Postgres at a time.

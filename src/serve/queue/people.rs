@@ -9,7 +9,7 @@ use uuid::Uuid;
 use super::{
     State, epochs,
     error::Error,
-    live::{Answer, Live, Returning, now_ms},
+    live::{Answer, Live, now_ms},
     poll::Step,
     scripts::{BATCH_MAX, Batch, CheckIn, Code, End, Outcome, ScriptError, Seen},
     snapshot::Snapshot,
@@ -222,13 +222,7 @@ impl State {
                     self.tick_once(&live).await?;
                 }
                 Step::PutBack => {
-                    let registration =
-                        (proved.state == PlaceState::Registered).then_some(proved.number);
-                    let returning = Returning {
-                        place,
-                        registration,
-                    };
-                    return self.put_back(&live, returning).await;
+                    return self.put_back(&live, place).await;
                 }
                 Step::Anew => {
                     let outcome = self.enter_outcome(&live, place.user).await?;
@@ -291,35 +285,38 @@ impl State {
     ) -> Result<(), Error> {
         let place = self.prove(performance, token, caller)?;
         let live = self.live(performance).await?;
-        let drawn = match place.state {
-            PlaceState::Registered => live.snapshot.load().drawn(place.number),
-            PlaceState::Waiting | PlaceState::Working => Some(place.number),
-        };
-        let number = drawn.unwrap_or(place.number);
-        self.end(&live, End::Left, place.user, number).await?;
+        let mut names = live.snapshot.load().names(&place);
+        let ended = self.end(&live, End::Left, place.user, &names).await?;
+        if ended == 0 && place.state == PlaceState::Registered {
+            // Redis may have drawn it before this instance has heard of it.
+            self.tick_once(&live).await?;
+            names = live.snapshot.load().names(&place);
+            self.end(&live, End::Left, place.user, &names).await?;
+        }
         // Known to Postgres before the answer, also where Redis had nothing to end (it may have been lost).
-        let noted = i64::try_from(number).unwrap_or(i64::MAX);
-        let ended = epochs::Ended {
-            number: if drawn.is_some() { noted } else { -noted },
+        let note = |&number: &i64| epochs::Ended {
+            number,
             user: place.user,
             reason: "LEFT",
         };
-        epochs::note_ended(&self.deps().pool, live.id, &[ended]).await?;
+        let ended: Vec<_> = names.iter().map(note).collect();
+        epochs::note_ended(&self.deps().pool, live.id, &ended).await?;
         self.tick_soon(&live);
         Ok(())
     }
 
-    /// Ends one place, whatever became of Redis meanwhile.
+    /// Ends one place by any of its names, whatever became of Redis meanwhile; how many it was (0 or 1).
     pub(super) async fn end(
         &self,
         live: &Arc<Live>,
         reason: End,
         user: Uuid,
-        number: u64,
-    ) -> Result<(), Error> {
+        names: &[i64],
+    ) -> Result<u64, Error> {
+        let places: Vec<_> = names.iter().map(|&name| (user, name)).collect();
         for _ in 0..TRIES {
-            match live.room.end(live.seen(), reason, &[(user, number)]).await {
-                Ok(_) => return Ok(()),
+            match live.room.end(live.seen(), reason, &places).await {
+                Ok(ended) => return Ok(ended),
                 Err(error) => self.heal(live, error).await?,
             }
         }

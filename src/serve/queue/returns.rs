@@ -8,7 +8,7 @@ use http::StatusCode;
 use super::{
     State, epochs,
     error::Error,
-    live::{Answer, Before, Live, Returning, now_ms},
+    live::{Answer, Before, Live, now_ms},
     people::TRIES,
     scripts::{BATCH_MAX, Batch, Code, May, Return, ScriptError},
     snapshot::Snapshot,
@@ -16,21 +16,16 @@ use super::{
 use crate::platform::place::{Place, PlaceState};
 
 impl State {
-    pub(super) async fn put_back(
-        &self,
-        live: &Arc<Live>,
-        returning: Returning,
-    ) -> Result<Response, Error> {
+    pub(super) async fn put_back(&self, live: &Arc<Live>, place: Place) -> Result<Response, Error> {
         let ticket = live
             .returning
-            .submit(returning)
+            .submit(place)
             .ok_or_else(|| Error::unavailable("too many people come back at once"))?;
         if ticket.start {
             let (state, live) = (self.clone(), live.clone());
             tokio::spawn(async move { state.return_loop(&live).await });
         }
         let outcome = ticket.answer.await.map_err(Error::unavailable)??;
-        let place = returning.place;
         match outcome.code {
             Code::Ended | Code::NotOpen => {
                 self.note_ended(live).await?;
@@ -63,7 +58,7 @@ impl State {
         }
     }
 
-    async fn return_batch(&self, live: &Arc<Live>, places: &[Returning]) -> Vec<Answer> {
+    async fn return_batch(&self, live: &Arc<Live>, places: &[Place]) -> Vec<Answer> {
         let mut failure = Error::unavailable("the queue is being set up again");
         for _ in 0..TRIES {
             match self.try_return(live, places).await {
@@ -89,24 +84,24 @@ impl State {
     async fn try_return(
         &self,
         live: &Arc<Live>,
-        places: &[Returning],
+        places: &[Place],
     ) -> Result<Result<Batch, ScriptError>, Error> {
         let snapshot = live.snapshot.load_full();
         let before = self.before(live, live.seen().epoch).await?;
-        let numbers: Vec<i64> = places.iter().flat_map(noted_as).collect();
-        let ended = epochs::ended_among(&self.deps().pool, live.id, &numbers).await?;
+        let names = places.iter().flat_map(|place| snapshot.names(place));
+        let names: Vec<i64> = names.collect();
+        let ended = epochs::ended_among(&self.deps().pool, live.id, &names).await?;
         let claim_ms = live.rules.load().settings.claim_ttl_ms.unsigned_abs();
         let now = now_ms();
         let returns: Vec<_> = places
             .iter()
-            .map(|returning| {
-                let place = &returning.place;
+            .map(|place| {
                 let works = place.state == PlaceState::Working && place.deadline_ms > now;
                 Return {
                     user: place.user,
                     number: place.number,
                     deadline_ms: if works { place.deadline_ms } else { 0 },
-                    may: may(returning, &ended, &snapshot, before, claim_ms, now),
+                    may: may(place, &ended, &snapshot, before, claim_ms, now),
                     registered: place.state == PlaceState::Registered,
                 }
             })
@@ -118,15 +113,18 @@ impl State {
 /// A turn cannot have ended unnoticed when its number was never served, or when its claim
 /// window, counted from the last poll, still runs; and never when Postgres says so.
 fn may(
-    returning: &Returning,
+    place: &Place,
     ended: &HashSet<i64>,
     snapshot: &Snapshot,
     before: Before,
     claim_ms: u64,
     now: u64,
 ) -> May {
-    let place = &returning.place;
-    let over = noted_as(returning).any(|number| ended.contains(&number));
+    // Who gave a registration up before the draw gets no turn by the number that it would have drawn.
+    let over = snapshot
+        .names(place)
+        .iter()
+        .any(|name| ended.contains(name));
     if over || place.epoch < before.fresh_from {
         return May::Never;
     }
@@ -140,18 +138,4 @@ fn may(
         PlaceState::Working => place.deadline_ms > now,
     };
     if in_time { May::Yes } else { May::IfThere }
-}
-
-/// How Postgres names a place that ended: by its number, or by its registration as a
-/// negative one, since somebody else may draw a number that equals it. Who gave a
-/// registration up before the draw gets no turn by the number that it would have drawn.
-fn noted_as(returning: &Returning) -> impl Iterator<Item = i64> {
-    let Place { number, state, .. } = returning.place;
-    let signed = |number: u64| i64::try_from(number).unwrap_or(i64::MAX);
-    let registration = returning.registration.map(|index| -signed(index));
-    let number = match state {
-        PlaceState::Registered => None,
-        PlaceState::Waiting | PlaceState::Working => Some(signed(number)),
-    };
-    registration.into_iter().chain(number)
 }

@@ -430,7 +430,8 @@ impl Room {
         })
     }
 
-    /// Ends places that are still those very places; how many did.
+    /// Ends places that are still those very places; how many did. Negative numbers are
+    /// registrations.
     ///
     /// # Errors
     /// [`ScriptError`].
@@ -438,11 +439,8 @@ impl Room {
         &self,
         seen: Seen,
         reason: End,
-        places: &[(Uuid, u64)],
+        places: &[(Uuid, i64)],
     ) -> Result<u64, ScriptError> {
-        let places = places
-            .iter()
-            .map(|(user, number)| (user, i64::try_from(*number).unwrap_or(i64::MAX)));
         self.end_all(seen, reason.letter(), places).await
     }
 
@@ -452,7 +450,6 @@ impl Room {
     /// # Errors
     /// [`ScriptError`]; lost only where there is no state at all.
     pub async fn forget(&self, places: &[(Uuid, i64)]) -> Result<u64, ScriptError> {
-        let places = places.iter().map(|(user, number)| (user, *number));
         self.end_all(Seen::default(), "F", places).await
     }
 
@@ -460,7 +457,7 @@ impl Room {
         &self,
         seen: Seen,
         reason: &str,
-        places: impl Iterator<Item = (&Uuid, i64)>,
+        places: &[(Uuid, i64)],
     ) -> Result<u64, ScriptError> {
         let answer = self
             .run(&self.scripts.end, seen, |call| {

@@ -9,7 +9,10 @@ use serde::Serialize;
 use uuid::Uuid;
 
 use super::{draw::Permutation, scripts::View};
-use crate::platform::overview::Phase;
+use crate::platform::{
+    overview::Phase,
+    place::{Place, PlaceState},
+};
 
 /// How far admissions are looked back on.
 const RATE_WINDOW_MS: i64 = 120_000;
@@ -382,6 +385,29 @@ impl Snapshot {
         let lo = u64::try_from(self.view.draw_lo).ok()?;
         let i = index.checked_sub(lo + 1)?;
         (i < permutation.count()).then(|| lo + 1 + permutation.permute(i))
+    }
+
+    /// The registration that has drawn `number`, where one has.
+    fn registration(&self, number: u64) -> Option<u64> {
+        let (_, permutation) = self.draw.as_ref()?.revealed.as_ref()?;
+        let lo = u64::try_from(self.view.draw_lo).ok()?;
+        let i = number.checked_sub(lo + 1)?;
+        (i < permutation.count()).then(|| lo + 1 + permutation.invert(i))
+    }
+
+    /// What `place` is called in Redis and in Postgres, before and after its number is written:
+    /// its number, and its registration as a negative one, since somebody else may draw a number
+    /// that equals it.
+    pub fn names(&self, place: &Place) -> Vec<i64> {
+        let (number, registration) = match place.state {
+            PlaceState::Registered => (self.drawn(place.number), Some(place.number)),
+            PlaceState::Waiting | PlaceState::Working => {
+                (Some(place.number), self.registration(place.number))
+            }
+        };
+        let signed = |number: u64| i64::try_from(number).unwrap_or(i64::MAX);
+        let registration = registration.map(|index| -signed(index));
+        number.map(signed).into_iter().chain(registration).collect()
     }
 }
 

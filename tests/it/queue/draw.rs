@@ -2,10 +2,14 @@
 
 use std::{collections::BTreeSet, sync::atomic::Ordering::Relaxed, time::Duration};
 
-use serde_json::Value;
-use ticketping::serve::queue::{
-    Config,
-    draw::{Permutation, commitment},
+use serde_json::{Value, json};
+use ticketping::{
+    platform::redis::Redis,
+    serve::queue::{
+        Config,
+        draw::{Permutation, commitment},
+        scripts::{Room, Scripts, Seen},
+    },
 };
 use uuid::Uuid;
 
@@ -145,6 +149,39 @@ async fn the_draw_is_what_the_published_seed_says() {
     assert!(matches && said.contains("it matches"), "{said}");
 }
 
+/// They leave by their registrations when Redis has drawn them already, and the instance has not
+/// heard of it: nobody of them is ever admitted.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_leaves_just_as_the_draw_is_written_has_left() {
+    let shared = support::stores().await.redis_url.clone();
+    let world = pre_queue(shared, 3_600_000).await;
+    let at = world.instance().await;
+    let mut tokens = Vec::new();
+    for _ in 0..12 {
+        tokens.push(token(&world.enter(&at, Uuid::now_v7()).await.1));
+    }
+    let seed: Vec<u8> = sqlx::query_scalar("select seed from draws")
+        .fetch_one(&world.pool)
+        .await
+        .unwrap();
+    // The opening comes, and another instance draws at once.
+    let redis = Redis::connect(&world.redis_url).await.unwrap();
+    let scripts = std::sync::Arc::new(Scripts::default());
+    let other = Room::new(redis, scripts, &world.prefix, world.performance);
+    let permutation = Permutation::new(&seed, 12);
+    let indexes: Vec<u64> = (0..12).map(|i| 1 + permutation.invert(i)).collect();
+    world.set_meta("opensAt", now_ms() - 1).await;
+    other
+        .draw(Seen::default(), &seed, 1, &indexes)
+        .await
+        .unwrap();
+    for token in &tokens[..8] {
+        assert_eq!(world.leave(&at, token).await.0, 204);
+    }
+    let view = other.tick(Seen::default(), -1).await.unwrap().view;
+    assert_eq!((view.waiting, view.working, view.left), (1, 3, 8));
+}
+
 /// Redis is lost while people register. Some poll before the opening and some only after the
 /// draw: each has the number of the registration, and who gave one up has none.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -174,7 +211,9 @@ async fn a_registration_that_comes_back_after_the_draw_has_its_number() {
     })
     .await;
     assert!(epoch.is_some(), "the loss is seen");
-    for i in [11, 9, 7] {
+    // Nobody is admitted, so that whoever has a number hears that it is not its turn.
+    assert_eq!(world.patch(&at, json!({ "maxWorking": 0 })).await.0, 200);
+    for i in [11, 10, 9, 8, 7] {
         let (code, place) = world.ask(&at, &people[i].1).await;
         assert_eq!(
             (code.as_u16(), status(&place)),
@@ -182,6 +221,11 @@ async fn a_registration_that_comes_back_after_the_draw_has_its_number() {
             "{place}"
         );
         assert_eq!(place["registration"], i + 1, "{place}");
+        people[i].1 = token(&place);
+    }
+    let gone = [8, 9, 10];
+    for i in gone {
+        assert_eq!(world.leave(&at, &people[i].1).await.0, 204);
     }
 
     let public = drawn(&world, &at).await;
@@ -192,8 +236,15 @@ async fn a_registration_that_comes_back_after_the_draw_has_its_number() {
         "over every index that was given out: {draw}"
     );
     let permutation = Permutation::new(&seed, draw["count"].as_u64().unwrap());
-    for (i, (user, registered)) in people.iter().enumerate() {
+    for (i, (user, registered)) in people.iter_mut().enumerate() {
         let (code, place) = world.ask(&at, registered).await;
+        if gone.contains(&i) {
+            // The number that it would have drawn, until that comes up.
+            if code == 200 {
+                *registered = token(&place);
+            }
+            continue;
+        }
         if i == 5 {
             assert_eq!(code, 410, "given up before the loss: {place}");
             continue;
@@ -203,5 +254,17 @@ async fn a_registration_that_comes_back_after_the_draw_has_its_number() {
         // It is a place, not only words: entering again finds it.
         let (code, again) = world.enter(&at, *user).await;
         assert_eq!((code.as_u16(), number(&again)), (200, number(&place)));
+    }
+
+    // Nor does a number bring back after a loss who had left without one.
+    redis.command(&["FLUSHALL"]).await;
+    let epoch = until(Duration::from_secs(3), async || {
+        world.meta("epoch").await == Some(3)
+    })
+    .await;
+    assert!(epoch.is_some(), "the loss is seen");
+    for i in gone {
+        let (code, place) = world.ask(&at, &people[i].1).await;
+        assert_eq!(code, 410, "{i}: {place}");
     }
 }

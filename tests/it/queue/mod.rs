@@ -3,11 +3,15 @@
 mod cluster;
 mod crowd;
 mod draw;
+mod draw_model;
+mod draw_rules;
 mod failover;
 mod loss;
 mod model;
 mod phases;
 mod redis_server;
+mod replay;
+mod replay_state;
 mod rulebook;
 mod rules;
 mod sentinel;

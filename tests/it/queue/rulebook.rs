@@ -4,6 +4,8 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 
 use ticketping::serve::queue::scripts::{Code, May};
 
+use super::draw_rules::{Draw, Step};
+
 pub const CLAIM_MS: i64 = 30_000;
 pub const WORKING_MS: i64 = 50_000;
 /// How long people are put back before anybody new is admitted: over after any jump.
@@ -13,6 +15,8 @@ pub const RECOVER_MS: i64 = 15_000;
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Token {
     pub number: u64,
+    /// Given before the draw: the number is a registration's index.
+    pub registered: bool,
     pub works: Option<(i64, u64)>,
     pub epoch: u32,
 }
@@ -32,10 +36,14 @@ pub struct Model {
     pub remaining: i64,
     pub now: i64,
     pub last: u64,
+    pub ceiling: u64,
+    pub draw: Draw,
     pub waiting: BTreeMap<u64, u8>,
     pub working: HashMap<u8, Turn>,
-    /// Numbers whose turn has ended, as Postgres notes them.
-    pub over: HashSet<u64>,
+    /// Numbers whose turn has ended, as Postgres notes them; registrations as negative ones.
+    pub over: HashSet<i64>,
+    /// Those that wait for it in Redis.
+    pub unnoted: Vec<i64>,
     /// Numbers put back in this epoch.
     pub back: HashSet<u64>,
     pub recover_until: i64,
@@ -47,14 +55,19 @@ pub struct Model {
 impl Model {
     fn expire(&mut self) {
         let now = self.now;
-        let over = &mut self.over;
+        let unnoted = &mut self.unnoted;
         self.working.retain(|_, turn| {
             let runs = turn.until > now;
             if !runs {
-                over.insert(turn.number);
+                unnoted.push(signed(turn.number));
             }
             runs
         });
+    }
+
+    /// What has ended reaches Postgres.
+    pub fn note(&mut self) {
+        self.over.extend(self.unnoted.drain(..));
     }
 
     pub fn settle(&mut self) {
@@ -63,11 +76,13 @@ impl Model {
             self.waiting.clear();
             return;
         }
-        if self.paused || self.now < self.recover_until {
+        if self.paused || self.now < self.recover_until || !self.draw.books(self.now) {
             return;
         }
+        let written = self.draw.written();
         for _ in 0..self.room() {
-            let Some((number, person)) = self.waiting.pop_first() else {
+            let next = self.waiting.first_entry().filter(|e| *e.key() <= written);
+            let Some((number, person)) = next.map(|e| e.remove_entry()) else {
                 return;
             };
             if self.limited {
@@ -101,20 +116,52 @@ impl Model {
             .or_else(|| self.working.get(&person).map(|t| t.number))
     }
 
-    pub fn enter(&mut self, people: &[u8]) {
+    /// What each is told.
+    pub fn enter(&mut self, people: &[u8]) -> Vec<Code> {
         self.expire();
         if self.remaining == 0 {
             self.waiting.clear();
         }
-        for &person in people {
-            if self.number_of(person).is_none() && self.remaining > 0 {
-                self.last += 1;
-                self.waiting.insert(self.last, person);
-            }
-        }
+        let codes: Vec<Code> = people.iter().map(|&p| self.line_up(p)).collect();
         self.settle();
-        for &person in people {
+        let told = |(&person, code): (&u8, Code)| {
             self.arrive(person);
+            match self.working.contains_key(&person) {
+                true => Code::Working,
+                false => code,
+            }
+        };
+        people.iter().zip(codes).map(told).collect()
+    }
+
+    /// Who has a place keeps it; anybody else gets one at the end, where there is one to get.
+    fn line_up(&mut self, person: u8) -> Code {
+        if self.number_of(person).is_some() {
+            return Code::Waiting;
+        }
+        if self.draw.index_of(person).is_some() {
+            return Code::Registered;
+        }
+        let registers = self.draw.registers(self.now);
+        if !registers && !self.draw.books(self.now) {
+            return Code::NotOpen;
+        }
+        if self.remaining == 0 {
+            return Code::SoldOut;
+        }
+        if self.last >= self.ceiling {
+            return Code::NoNumber;
+        }
+        self.last += 1;
+        match registers {
+            true => {
+                self.draw.register(self.last, person);
+                Code::Registered
+            }
+            false => {
+                self.waiting.insert(self.last, person);
+                Code::Waiting
+            }
         }
     }
 
@@ -152,19 +199,50 @@ impl Model {
             .is_some_and(|t| t.number == number)
         {
             self.working.remove(&person);
-            self.over.insert(number);
+            self.unnoted.push(signed(number));
         } else if self.waiting.get(&number) == Some(&person) {
             self.waiting.remove(&number);
-            self.over.insert(number);
+            self.unnoted.push(signed(number));
         }
         self.settle();
     }
 
+    /// Given up, known to Postgres also where it stands nowhere. A registration that is not
+    /// drawn yet leaves a hole.
+    pub fn leave(&mut self, person: u8, token: Token) {
+        for name in self.names(token) {
+            self.over.insert(name);
+            let index = name.unsigned_abs();
+            if name < 0 && self.draw.registered.get(&index) == Some(&person) {
+                self.draw.registered.remove(&index);
+            }
+        }
+        match self.lot(token) {
+            Some(number) => self.end(person, number),
+            None => self.settle(),
+        }
+    }
+
+    /// The draw goes on by so many numbers; what an instance writes for that.
+    pub fn draw_on(&mut self, size: u64) -> Option<Step> {
+        let (step, drawn) = self.draw.step(size)?;
+        for (number, person) in drawn {
+            self.back.insert(number);
+            let other = self.waiting.insert(number, person);
+            assert_eq!(other, None, "number {number} is given twice");
+        }
+        self.settle();
+        Some(step)
+    }
+
     /// Everything in Redis is gone.
-    pub fn lose(&mut self, base: u64) {
+    pub fn lose(&mut self, base: u64, ceiling: u64) {
+        self.draw.lose();
+        self.ceiling = ceiling;
         self.waiting.clear();
         self.working.clear();
         self.back.clear();
+        self.unnoted.clear();
         self.last = base;
         self.recover_until = self.now + RECOVER_MS;
         (self.credit, self.credit_at) = (0.0, None);
@@ -172,37 +250,101 @@ impl Model {
 
     /// Whether the role lets the token of an earlier epoch come back at all.
     pub fn may(&self, token: Token) -> May {
+        let names = self.names(token);
         match token.works {
-            _ if self.over.contains(&token.number) => May::Never,
+            _ if names.iter().any(|name| self.over.contains(name)) => May::Never,
             Some((until, _)) if until <= self.now => May::IfThere,
             Some(_) | None => May::Yes,
         }
     }
 
-    pub fn come_back(&mut self, person: u8, token: Token) -> Code {
+    /// The number that a token stands for by now; None: a registration's, not told yet.
+    pub fn lot(&self, token: Token) -> Option<u64> {
+        match token.registered {
+            true => self.draw.lot(token.number),
+            false => Some(token.number),
+        }
+    }
+
+    /// What Redis and Postgres call a place: its number, and its registration as a negative one.
+    pub fn names(&self, token: Token) -> Vec<i64> {
+        let index = match token.registered {
+            true => Some(token.number),
+            false => self.draw.drawn_by(token.number),
+        };
+        let number = self.lot(token).map(signed);
+        number
+            .into_iter()
+            .chain(index.map(|i| -signed(i)))
+            .collect()
+    }
+
+    /// Together, by tokens of an earlier epoch; what each is told.
+    pub fn come_back(&mut self, asked: &[(u8, Token, May)]) -> Vec<Code> {
         if self.remaining == 0 {
             self.waiting.clear();
         }
+        let told = |&(person, token, may): &_| self.come_back_one(person, token, may);
+        let codes = asked.iter().map(told).collect();
+        self.settle();
+        codes
+    }
+
+    fn come_back_one(&mut self, person: u8, token: Token, may: May) -> Code {
+        let gone = match self.remaining {
+            0 => Code::SoldOut,
+            _ => Code::Ended,
+        };
+        if may == May::Never {
+            return gone;
+        }
+        let Some(number) = self.lot(token) else {
+            return self.register_again(person, token.number, gone);
+        };
         let proof = token
             .works
             .map(|(until, _)| until)
             .filter(|u| *u > self.now);
-        let may = self.may(token) == May::Yes && (self.remaining > 0 || proof.is_some());
-        let code = self.put_back(person, token.number, proof, may);
+        let may = may == May::Yes && (self.remaining > 0 || proof.is_some());
+        let code = self.put_back(person, number, proof, may);
         match code {
-            Code::Ended if !may && self.remaining == 0 => Code::SoldOut,
+            Code::Ended if !may => gone,
             code => code,
         }
     }
 
+    fn register_again(&mut self, person: u8, index: u64, gone: Code) -> Code {
+        // Who entered anew meanwhile keeps that registration.
+        if self.draw.index_of(person).is_some() {
+            return Code::Registered;
+        }
+        if self.draw.frozen.is_some() {
+            return Code::Drawing;
+        }
+        if self.remaining == 0 {
+            return gone;
+        }
+        self.draw.register(index, person);
+        Code::Registered
+    }
+
     fn put_back(&mut self, person: u8, number: u64, proof: Option<i64>, may: bool) -> Code {
         if let Some(turn) = self.working.get(&person).copied() {
-            if turn.until <= self.now || turn.number != number {
+            let runs = turn.until > self.now;
+            if runs && turn.number == number {
+                self.arrive(person);
+                return Code::Working;
+            }
+            if !runs {
                 self.settle();
+            }
+            if runs || turn.number == number {
                 return Code::Ended;
             }
-            self.arrive(person);
-            return Code::Working;
+        }
+        // Who entered anew meanwhile keeps the better of the two numbers.
+        if may && self.number_of(person).is_some_and(|other| other < number) {
+            return Code::Ended;
         }
         let stands = self.waiting.get(&number) == Some(&person);
         let proof = proof.filter(|_| self.working.len() < self.limit);
@@ -216,6 +358,7 @@ impl Model {
             return Code::Ended;
         }
         self.waiting.retain(|_, p| *p != person);
+        self.draw.forget(person);
         match proof {
             Some(until) => {
                 let turn = Turn {
@@ -232,4 +375,8 @@ impl Model {
             }
         }
     }
+}
+
+fn signed(number: u64) -> i64 {
+    i64::try_from(number).unwrap()
 }
