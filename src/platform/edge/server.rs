@@ -2,13 +2,15 @@
 
 use std::{io, net::SocketAddr, sync::Arc, time::Duration};
 
-use hyper::{Request, body::Incoming, server::conn::http1, service::service_fn};
+use hyper::{
+    Request,
+    body::Incoming,
+    server::conn::{http1, http2},
+    service::service_fn,
+};
 use hyper_util::{
     rt::{TokioExecutor, TokioIo, TokioTimer},
-    server::{
-        conn::auto,
-        graceful::{GracefulShutdown, Watcher},
-    },
+    server::graceful::{GracefulShutdown, Watcher},
 };
 use tokio::{
     net::{TcpListener, TcpStream},
@@ -57,6 +59,8 @@ pub async fn bind(flag: &str, address: SocketAddr) -> Result<TcpListener, String
 
 /// What an HTTP/2 connection begins with, and no HTTP/1.1 request does.
 const PREFACE: &[u8] = b"PRI ";
+/// Whose first packet holds less than that is looked at again so soon; no client is known to.
+const PREFACE_LOOK: Duration = Duration::from_millis(5);
 /// A head of 32 KB fits with room to spare.
 const READ_BUFFER_MAX: usize = 64 * 1024;
 
@@ -64,7 +68,7 @@ const READ_BUFFER_MAX: usize = 64 * 1024;
 #[derive(Clone)]
 struct Protocols {
     http1: http1::Builder,
-    any: auto::Builder<TokioExecutor>,
+    http2: http2::Builder<TokioExecutor>,
     header_read: Duration,
 }
 
@@ -76,20 +80,15 @@ impl Protocols {
             .header_read_timeout(limits.header_read)
             .max_buf_size(READ_BUFFER_MAX)
             .pipeline_flush(true);
-        let mut any = auto::Builder::new(TokioExecutor::new());
-        any.http1()
-            .timer(TokioTimer::new())
-            .header_read_timeout(limits.header_read)
-            .max_buf_size(READ_BUFFER_MAX)
-            .pipeline_flush(true);
-        any.http2()
+        let mut http2 = http2::Builder::new(TokioExecutor::new());
+        http2
             .timer(TokioTimer::new())
             .max_concurrent_streams(1_000)
             .max_header_list_size(32 * 1024)
             .keep_alive_interval(Some(Duration::from_secs(30)));
         Self {
             http1,
-            any,
+            http2,
             header_read: limits.header_read,
         }
     }
@@ -105,28 +104,40 @@ impl Protocols {
         graceful: Watcher,
         stop: CancellationToken,
     ) {
-        let mut head = [0_u8; PREFACE.len()];
-        let peeked = tokio::select! {
+        let is_http2 = tokio::select! {
             () = stop.cancelled() => return,
-            peeked = tokio::time::timeout(self.header_read, stream.peek(&mut head)) => peeked,
+            seen = tokio::time::timeout(self.header_read, is_http2(&stream)) => seen,
         };
-        let Ok(Ok(seen @ 1..)) = peeked else {
+        let Ok(Some(is_http2)) = is_http2 else {
             tracing::trace!("a connection that asked for nothing ended");
             return;
         };
         let io = TokioIo::new(stream);
         let service = service_fn(move |request: Request<Incoming>| edge.answer(request, peer));
-        let ended = if PREFACE.starts_with(&head[..seen]) {
-            let connection = self.any.serve_connection(io, service).into_owned();
+        // Boxed, so that a connection takes the memory of its own version alone.
+        let ended = if is_http2 {
+            let connection = self.http2.serve_connection(io, service);
             Box::pin(graceful.watch(connection)).await
         } else {
             let connection = self.http1.serve_connection(io, service);
-            let connection = Box::pin(graceful.watch(connection));
-            connection.await.map_err(Into::into)
+            Box::pin(graceful.watch(connection)).await
         };
         if let Err(error) = ended {
             tracing::trace!(%error, "connection ended");
         }
+    }
+}
+
+/// Which version the client begins with; `None`: it is gone.
+async fn is_http2(stream: &TcpStream) -> Option<bool> {
+    let mut head = [0_u8; PREFACE.len()];
+    loop {
+        let seen = stream.peek(&mut head).await.ok().filter(|&n| n > 0)?;
+        if seen == PREFACE.len() || !PREFACE.starts_with(&head[..seen]) {
+            return Some(head == PREFACE);
+        }
+        // The socket is readable all the while: there is nothing to be woken by.
+        tokio::time::sleep(PREFACE_LOOK).await;
     }
 }
 
