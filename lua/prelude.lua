@@ -255,6 +255,19 @@ local function q_add_remaining(q, delta)
   redis.call('HSET', q.meta, 'remaining', q.remaining)
 end
 
+-- Seats not sold, by the states of every schedule (KEYS[8..]); nil when one of them is missing, or none is named.
+local function q_unsold()
+  if #KEYS < 8 then return nil end
+  local left = 0
+  for at = 8, #KEYS do
+    local states = redis.call('GET', KEYS[at])
+    if not states then return nil end
+    local _, sold = string.gsub(states, '2', '2')
+    left = left + #states - sold
+  end
+  return left
+end
+
 -- Everything a snapshot tells, as integers in this order; -1 stands for none.
 local function q_view(q)
   local counters = redis.call('HMGET', q.meta, 'admitted', 'claimed', 'noShows', 'lapsed', 'completed', 'left', 'gone')

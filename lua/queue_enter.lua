@@ -2,7 +2,9 @@
 -- in the order of the batch, behind everybody, and who can be admitted is admitted here.
 --   KEYS   as the prelude says
 --   ARGV   epoch, last number, user ids (16 bytes each, joined)
--- Returns {'ok', epoch, now, last, ceiling, outcomes} or {'lost', why}; an outcome is 26 bytes a
+-- Returns {'ok', epoch, now, last, ceiling, outcomes, draw from, draw to} or {'lost', why}. Registrations have indexes
+-- above the first and up to the second, once they are frozen; each is -1 while there is none, and both are when the seed is
+-- told. Postgres must know them before anybody is told an outcome. An outcome is 26 bytes a
 -- person: code, new (0|1), number, deadline and position (8 bytes each, big-endian).
 --   codes  1 waiting, 2 working, 3 registered, 4 sold out, 5 too many wait, 6 not open, 7 draining,
 --          8 no number left below the ceiling
@@ -82,4 +84,5 @@ for i, user in ipairs(users) do
   if code[i] == 1 then position = redis.call('ZRANK', q.wait, user) + 1 end
   out[i] = struct.pack('>BBI8I8I8', code[i], new[i], number[i] or 0, deadline, position)
 end
-return { 'ok', q.epoch, q.now, q.last, q.ceiling, table.concat(out) }
+local untold = q.drawLo and redis.call('HEXISTS', q.meta, 'seed') == 0
+return { 'ok', q.epoch, q.now, q.last, q.ceiling, table.concat(out), untold and q.drawLo or -1, untold and q.drawHi or -1 }

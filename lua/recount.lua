@@ -5,13 +5,8 @@
 assert(#KEYS >= 8, 'recount: want at least 8 KEYS')
 
 local q = q_open()
-local left = 0
-for at = 8, #KEYS do
-  local states = redis.call('GET', KEYS[at])
-  if not states then return { 'absent' } end
-  local _, sold = string.gsub(states, '2', '2')
-  left = left + #states - sold
-end
+local left = q_unsold()
+if not left then return { 'absent' } end
 if q.remaining and q.remaining ~= left then
   q_add_remaining(q, left - q.remaining)
 end

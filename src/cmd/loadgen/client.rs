@@ -125,6 +125,11 @@ impl Connection {
         }
     }
 
+    /// Whether others use it too, and its own pings keep it: HTTP/2.
+    pub fn is_shared(&self) -> bool {
+        matches!(self, Self::Two(_))
+    }
+
     /// Another handle on the same HTTP/2 connection.
     pub fn share(&self) -> Option<Self> {
         match self {

@@ -273,6 +273,21 @@ pub enum Answer {
     Later(Pin<Box<dyn Future<Output = Response> + Send>>),
 }
 
+impl Answer {
+    /// The same, and the last one on its HTTP/1.1 connection.
+    fn and_close(self) -> Self {
+        let close = |mut response: Response| {
+            let last = HeaderValue::from_static("close");
+            response.headers_mut().insert(header::CONNECTION, last);
+            response
+        };
+        match self {
+            Self::Ready(response) => Self::Ready(response.map(close)),
+            Self::Later(answer) => Self::Later(Box::pin(answer.map(close))),
+        }
+    }
+}
+
 impl Future for Answer {
     type Output = Result<Response, Infallible>;
 

@@ -23,10 +23,14 @@ use super::{Edge, Handler};
 /// Bounds on what clients may take.
 #[derive(Clone, Copy, Debug)]
 pub struct Limits {
-    /// Open connections; further ones wait to be accepted.
+    /// Open connections; further ones wait to be accepted. While more than three quarters are
+    /// open, each HTTP/1.1 answer ends its connection, so that whoever comes next need not wait.
     pub connections_max: usize,
-    /// From the first byte of a request's head to its last.
-    pub header_read: Duration,
+    /// A new connection has said something within this long.
+    pub first_byte: Duration,
+    /// No HTTP/1.1 connection waits longer for the end of the next request's head. Longer than
+    /// the longest poll interval: who polls as told keeps the connection.
+    pub idle: Duration,
     /// After the stop, open requests get this long to be answered.
     pub drain: Duration,
 }
@@ -35,7 +39,8 @@ impl Default for Limits {
     fn default() -> Self {
         Self {
             connections_max: 100_000,
-            header_read: Duration::from_secs(15),
+            first_byte: Duration::from_secs(15),
+            idle: Duration::from_secs(75),
             drain: Duration::from_secs(3),
         }
     }
@@ -65,11 +70,15 @@ const PREFACE_LOOK: Duration = Duration::from_millis(5);
 const READ_BUFFER_MAX: usize = 64 * 1024;
 
 /// How connections are spoken to.
-#[derive(Clone)]
 struct Protocols {
     http1: http1::Builder,
     http2: http2::Builder<TokioExecutor>,
-    header_read: Duration,
+    first_byte: Duration,
+    /// One permit a connection.
+    slots: Arc<Semaphore>,
+    /// With fewer permits left than this, answers end their connections. The loop holds one more,
+    /// for whoever comes next.
+    crowded_below: usize,
 }
 
 impl Protocols {
@@ -77,7 +86,7 @@ impl Protocols {
         let mut http1 = http1::Builder::new();
         http1
             .timer(TokioTimer::new())
-            .header_read_timeout(limits.header_read)
+            .header_read_timeout(limits.idle)
             .max_buf_size(READ_BUFFER_MAX)
             .pipeline_flush(true);
         let mut http2 = http2::Builder::new(TokioExecutor::new());
@@ -89,7 +98,9 @@ impl Protocols {
         Self {
             http1,
             http2,
-            header_read: limits.header_read,
+            first_byte: limits.first_byte,
+            slots: Arc::new(Semaphore::new(limits.connections_max)),
+            crowded_below: limits.connections_max.div_ceil(4).saturating_sub(1),
         }
     }
 
@@ -97,7 +108,7 @@ impl Protocols {
     /// in front of the stream again, which doubles hyper's read buffer for the life of the
     /// connection and adds a layer to each read: so HTTP/1.1 is recognised by peeking.
     async fn speak<H: Handler>(
-        &self,
+        self: Arc<Self>,
         stream: TcpStream,
         peer: SocketAddr,
         edge: Edge<H>,
@@ -106,19 +117,27 @@ impl Protocols {
     ) {
         let is_http2 = tokio::select! {
             () = stop.cancelled() => return,
-            seen = tokio::time::timeout(self.header_read, is_http2(&stream)) => seen,
+            seen = tokio::time::timeout(self.first_byte, is_http2(&stream)) => seen,
         };
         let Ok(Some(is_http2)) = is_http2 else {
             tracing::trace!("a connection that asked for nothing ended");
             return;
         };
         let io = TokioIo::new(stream);
-        let service = service_fn(move |request: Request<Incoming>| edge.answer(request, peer));
         // Boxed, so that a connection takes the memory of its own version alone.
         let ended = if is_http2 {
+            let service = service_fn(move |request: Request<Incoming>| edge.answer(request, peer));
             let connection = self.http2.serve_connection(io, service);
             Box::pin(graceful.watch(connection)).await
         } else {
+            let this = self.clone();
+            let service = service_fn(move |request: Request<Incoming>| {
+                let answer = edge.answer(request, peer);
+                match this.slots.available_permits() < this.crowded_below {
+                    true => answer.and_close(),
+                    false => answer,
+                }
+            });
             let connection = self.http1.serve_connection(io, service);
             Box::pin(graceful.watch(connection)).await
         };
@@ -149,12 +168,11 @@ pub async fn serve<H: Handler>(
     stop: CancellationToken,
 ) {
     let protocols = Arc::new(Protocols::new(limits));
-    let slots = Arc::new(Semaphore::new(limits.connections_max));
     let graceful = GracefulShutdown::new();
     loop {
         let accepted = tokio::select! {
             () = stop.cancelled() => break,
-            accepted = accept(&listener, &slots) => accepted,
+            accepted = accept(&listener, &protocols.slots) => accepted,
         };
         let Some((stream, peer, slot)) = accepted else {
             continue;
@@ -206,14 +224,10 @@ mod tests {
     use super::*;
     use crate::platform::{edge::stats::HttpStats, metrics::Metrics};
 
-    async fn server(header_read: Duration) -> (SocketAddr, CancellationToken, JoinHandle<()>) {
+    async fn server(limits: Limits) -> (SocketAddr, CancellationToken, JoinHandle<()>) {
         let router = Router::new().route("/", any(|| async { StatusCode::NO_CONTENT }));
         let (metrics, stats) = (Metrics::default(), Arc::new(HttpStats::default()));
         let edge = Edge::new(router, None, &metrics, stats);
-        let limits = Limits {
-            header_read,
-            ..Limits::default()
-        };
         let listener = bind("--listen", SocketAddr::from(([127, 0, 0, 1], 0))).await;
         let listener = listener.unwrap();
         let (address, stop) = (listener.local_addr().unwrap(), CancellationToken::new());
@@ -230,7 +244,7 @@ mod tests {
 
     #[tokio::test]
     async fn both_versions_are_spoken_however_a_head_arrives() {
-        let (address, stop, served) = server(Duration::from_secs(15)).await;
+        let (address, stop, served) = server(Limits::default()).await;
         for parts in [
             ["GET / HTTP/1.1\r\nconnection: close\r\n", "host: h\r\n\r\n"],
             // As an HTTP/2 connection begins, too, until the second byte.
@@ -264,12 +278,16 @@ mod tests {
 
     #[tokio::test]
     async fn who_says_nothing_is_cut_off_and_holds_up_no_stop() {
-        let (address, stop, served) = server(Duration::from_millis(50)).await;
+        let limits = Limits {
+            first_byte: Duration::from_millis(50),
+            ..Limits::default()
+        };
+        let (address, stop, served) = server(limits).await;
         let silent = TcpStream::connect(address).await.unwrap();
         assert_eq!(rest(silent).await, "");
         stop.cancel();
         served.await.unwrap();
-        let (address, stop, served) = server(Duration::from_secs(60)).await;
+        let (address, stop, served) = server(Limits::default()).await;
         let silent = TcpStream::connect(address).await.unwrap();
         // It is accepted once another one after it is answered.
         let mut client = TcpStream::connect(address).await.unwrap();
@@ -284,5 +302,60 @@ mod tests {
             "it was not waited for"
         );
         assert_eq!(rest(silent).await, "");
+    }
+
+    /// Sends one request and reads its answer, which has no body.
+    async fn ask(client: &mut TcpStream) -> String {
+        client
+            .write_all(b"GET / HTTP/1.1\r\nhost: h\r\n\r\n")
+            .await
+            .unwrap();
+        let mut answer = Vec::new();
+        while !answer.ends_with(b"\r\n\r\n") {
+            answer.push(client.read_u8().await.unwrap());
+        }
+        String::from_utf8(answer).unwrap()
+    }
+
+    #[tokio::test]
+    async fn connections_are_kept_until_there_are_too_many() {
+        let limits = Limits {
+            connections_max: 8,
+            ..Limits::default()
+        };
+        let (address, stop, served) = server(limits).await;
+        let mut kept = Vec::new();
+        for _ in 0..6 {
+            let mut client = TcpStream::connect(address).await.unwrap();
+            let answer = ask(&mut client).await;
+            assert!(!answer.contains("connection: close"), "{answer}");
+            kept.push(client);
+        }
+        // More than three quarters: any number come and go beside those.
+        for _ in 0..6 {
+            let mut client = TcpStream::connect(address).await.unwrap();
+            let answer = ask(&mut client).await;
+            assert!(answer.contains("connection: close"), "{answer}");
+            assert_eq!(rest(client).await, "");
+        }
+        for mut client in kept {
+            ask(&mut client).await;
+        }
+        stop.cancel();
+        served.await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn a_connection_that_asks_for_nothing_more_ends() {
+        let limits = Limits {
+            idle: Duration::from_millis(50),
+            ..Limits::default()
+        };
+        let (address, stop, served) = server(limits).await;
+        let mut client = TcpStream::connect(address).await.unwrap();
+        assert!(ask(&mut client).await.starts_with("HTTP/1.1 204 "));
+        assert_eq!(rest(client).await, "");
+        stop.cancel();
+        served.await.unwrap();
     }
 }

@@ -289,15 +289,51 @@ pub async fn draw(pool: &PgPool, performance: Uuid) -> sqlx::Result<Draw> {
         .await
 }
 
-/// The registrations are frozen: these numbers are drawn with the seed.
-pub async fn reveal(pool: &PgPool, performance: Uuid, first: i64, count: i64) -> sqlx::Result<()> {
+/// Registrations for the draw have indexes above `above`. False: the epoch is over.
+pub async fn note_draw(
+    pool: &PgPool,
+    performance: Uuid,
+    epoch: i32,
+    above: i64,
+) -> sqlx::Result<bool> {
+    let noted = sqlx::query(
+        "update epochs set draw_lo = least(draw_lo, $3) where performance_id = $1 and epoch = $2",
+    )
+    .bind(performance)
+    .bind(epoch)
+    .bind(above)
+    .execute(pool)
+    .await?;
+    Ok(noted.rows_affected() == 1)
+}
+
+/// The registrations are frozen: these numbers are drawn with the seed. The first to say so
+/// decides, while the epoch lasts; false when it is not so, since the epoch is over.
+pub async fn reveal(
+    pool: &PgPool,
+    performance: Uuid,
+    epoch: i32,
+    first: i64,
+    count: i64,
+) -> sqlx::Result<bool> {
+    // The lock keeps the next epoch, which reads what was drawn, from beginning in between.
     sqlx::query(
-        "update draws set first = $2, count = $3, revealed_at = now() where performance_id = $1 and first is null",
+        "with current as (select 1 from epochs where performance_id = $1 and epoch = $4 for share)
+         update draws set first = $2, count = $3, revealed_at = now()
+         where performance_id = $1 and first is null and exists (select 1 from current)",
     )
     .bind(performance)
     .bind(first)
     .bind(count)
+    .bind(epoch)
     .execute(pool)
+    .await?;
+    sqlx::query_scalar(
+        "select exists (select 1 from draws where performance_id = $1 and first = $2 and count = $3)",
+    )
+    .bind(performance)
+    .bind(first)
+    .bind(count)
+    .fetch_one(pool)
     .await
-    .map(drop)
 }

@@ -16,7 +16,7 @@ use super::{
     batch::Batcher,
     epochs::Draw,
     error::{Error, ms},
-    scripts::{Outcome, Room, Seen},
+    scripts::{Bounds, Outcome, Room, Seen},
     settings::Settings,
     snapshot::{Ranks, RateMeter, Snapshot},
 };
@@ -35,6 +35,8 @@ pub struct Facts {
     pub booking_closes_at: Option<chrono::DateTime<chrono::Utc>>,
     /// Seats of all its schedules.
     pub total_seats: i64,
+    /// Which schedules those are.
+    pub schedule_ids: Vec<uuid::Uuid>,
 }
 
 /// Settings and facts, together in force.
@@ -139,6 +141,8 @@ pub struct Live {
     pub told_ms: AtomicU64,
     /// Something changed that the streams have not heard.
     pub untold: AtomicBool,
+    /// What Postgres knows of the draw by this instance, and in which epoch.
+    pub draw_noted: Mutex<Option<(u32, Bounds)>>,
     /// When this instance last noted how far the queue is, ms.
     pub noted_ms: AtomicI64,
     /// The last tick, ms of this process.
@@ -178,6 +182,7 @@ impl Live {
             events: watch::Sender::new(Some(Bytes::new())),
             told_ms: AtomicU64::new(0),
             untold: AtomicBool::new(false),
+            draw_noted: Mutex::default(),
             noted_ms: AtomicI64::new(0),
             ticked_ms: AtomicU64::new(0),
             overdue: AtomicU64::new(0),

@@ -118,7 +118,8 @@ impl State {
         live.events.send_replace(None);
     }
 
-    /// Seats of `performance` that are sold, as Postgres knows it.
+    /// Seats of `performance` that are sold, as Postgres knows it. Reservations look at their own
+    /// state in this Redis a moment later: what the queue lost, they may have lost too.
     pub(super) async fn sold(&self, performance: Uuid) -> Result<i64, Error> {
         let path = format!("/internal/v1/performances/{performance}/sold");
         let sold: Sold = self.deps().reservations.get_json(&path).await?;

@@ -3,7 +3,7 @@
 
 use std::sync::{Arc, atomic::Ordering::Relaxed};
 
-use super::{State, epochs, error::Error, live::Live};
+use super::{State, epochs, error::Error, live::Live, scripts::Batch};
 
 /// How often the progress of a queue is noted.
 const NOTE_EVERY_MS: i64 = 1_000;
@@ -95,6 +95,37 @@ impl State {
         Ok(())
     }
 
+    /// What the draw goes over is in Postgres before anybody is told an index or, behind it, a
+    /// number: after a loss of Redis it is the same draw. False: that epoch is over.
+    pub(super) async fn note_draw(&self, live: &Live, batch: &Batch) -> Result<bool, Error> {
+        let Some(bounds) = batch.draw else {
+            return Ok(true);
+        };
+        let known = Some((batch.seen.epoch, bounds));
+        let lock = || {
+            live.draw_noted
+                .lock()
+                .expect("nothing panics while it holds this lock")
+        };
+        if *lock() == known {
+            return Ok(true);
+        }
+        let pool = &self.deps().pool;
+        let epoch = i32::try_from(batch.seen.epoch).map_err(Error::unavailable)?;
+        let noted = match bounds.upto {
+            None => epochs::note_draw(pool, live.id, epoch, bounds.above).await?,
+            Some(upto) => {
+                epochs::draw(pool, live.id).await?;
+                let count = upto - bounds.above;
+                epochs::reveal(pool, live.id, epoch, bounds.above, count).await?
+            }
+        };
+        if noted {
+            *lock() = known;
+        }
+        Ok(noted)
+    }
+
     /// The opening has frozen the registrations: the seed is published, and the
     /// numbers are written, lowest first. Any number of instances may do so at once.
     async fn draw(&self, live: &Arc<Live>) -> Result<(), Error> {
@@ -105,13 +136,13 @@ impl State {
         );
         let pool = &self.deps().pool;
         let draw = epochs::draw(pool, live.id).await?;
-        epochs::reveal(
-            pool,
-            live.id,
-            shown.view.draw_lo,
-            shown.view.draw_hi - shown.view.draw_lo,
-        )
-        .await?;
+        let epoch = i32::try_from(shown.view.epoch).map_err(Error::unavailable)?;
+        let (first, count) = (shown.view.draw_lo, shown.view.draw_hi - shown.view.draw_lo);
+        if !epochs::reveal(pool, live.id, epoch, first, count).await? {
+            return Err(Error::unavailable(
+                "the draw belongs to an epoch that is over",
+            ));
+        }
         let permutation = super::draw::Permutation::new(&draw.seed, hi - lo);
         let mut next = shown.view.draw_next.max(0).unsigned_abs();
         while next <= hi {

@@ -61,6 +61,15 @@ impl State {
             match live.room.enter(live.seen(), users).await {
                 Ok(batch) => {
                     self.after_batch(live, &batch);
+                    match self.note_draw(live, &batch).await {
+                        Ok(true) => {}
+                        // Another epoch has begun meanwhile: who entered the one before enters this one.
+                        Ok(false) => continue,
+                        Err(error) => {
+                            failure = error;
+                            break;
+                        }
+                    }
                     let short = batch.outcomes.iter().any(|o| o.code == Code::NoNumber);
                     if !short {
                         return batch.outcomes.into_iter().map(Ok).collect();

@@ -225,6 +225,7 @@ impl State {
             served: opened.lost_served,
             recover_ms,
             fields,
+            schedules: rules.facts.schedule_ids.clone(),
         })
     }
 

@@ -289,7 +289,9 @@ async fn begin_payment(
     })))
 }
 
-/// How many seats of a performance are sold: the queue's rebuild asks.
+/// How many seats of a performance are sold: the queue asks when an epoch begins. Redis may have
+/// lost seats as well, or hold an older state of them: they are repaired, and counted for the
+/// queue, a second later.
 async fn sold(
     State(state): State<Reservations>,
     _: Internal,
@@ -303,6 +305,7 @@ async fn sold(
     .fetch_one(&state.pool)
     .await?
     .try_get("sold")?;
+    state.repair_soon(performance);
     Ok(Json(json!({ "sold": sold })))
 }
 

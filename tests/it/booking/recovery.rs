@@ -61,6 +61,56 @@ async fn a_rebuilt_limit_still_counts() {
     world.consistent().await;
 }
 
+/// Redis is back with an older state, where what was sold meanwhile is held still: PostgreSQL has
+/// the sale already, and its settling must not take it off the seats left once more.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_new_epoch_counts_a_sale_once_that_is_settled_after_it() {
+    let world = World::new(1, 6).await;
+    let buyer = world.admitted().await;
+    let order = world.order_seats(&buyer, &[0, 1]).await.id();
+    assert!(world.paid(Uuid::now_v7(), order, Uuid::now_v7()).await);
+    world.until_bytes("220000").await;
+    assert_eq!(world.remaining().await, 4);
+    world.older_seats("110000").await;
+    world.begin_epoch(4).await;
+    assert_eq!(world.remaining().await, 6, "as the seats here say");
+    world.state.show(world.performance, order).await.unwrap();
+    assert_eq!(world.bytes().await, "220000");
+    assert_eq!(world.remaining().await, 4);
+    // An older state in which all was sold ends nobody's place.
+    world.older_seats("222222").await;
+    world.begin_epoch(4).await;
+    assert_eq!(world.remaining().await, 4);
+    // Seats that are gone altogether say nothing.
+    world.flush_redis().await;
+    world.reopen_queue().await;
+    world.begin_epoch(4).await;
+    assert_eq!(world.remaining().await, 4);
+    world.state.show(world.performance, order).await.unwrap();
+    assert_eq!(world.remaining().await, 4);
+    world.consistent().await;
+}
+
+/// Nobody books or pays: that the queue began anew is enough.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn seats_of_an_older_state_are_repaired_when_an_epoch_begins() {
+    let world = World::new(1, 6).await;
+    let tasks = ticketping::platform::tasks::Tasks::new();
+    ticketping::serve::reservations::tasks(&world.state, &tasks);
+    let buyer = world.admitted().await;
+    let order = world.order_seats(&buyer, &[0, 1]).await.id();
+    assert!(world.paid(Uuid::now_v7(), order, Uuid::now_v7()).await);
+    world.until_bytes("220000").await;
+    world.older_seats("110000").await;
+    let sold = world.sold().await;
+    assert_eq!(sold.body["sold"], 2);
+    world.begin_epoch(4).await;
+    world.until_bytes("220000").await;
+    support::eventually("counted anew", async || world.remaining().await == 4).await;
+    world.consistent().await;
+    tasks.stop(std::time::Duration::from_secs(1)).await;
+}
+
 /// Redis forgets that a seat is sold: Postgres has the last word, and Redis is put right.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn postgres_has_the_last_word() {

@@ -26,7 +26,10 @@ use ticketping::{
         redis::Redis,
         secret::Secret,
     },
-    serve::reservations::{self, Config, Deps, Reservations, TicketKey},
+    serve::{
+        queue::scripts::{Room, Scripts, Start},
+        reservations::{self, Config, Deps, Reservations, TicketKey},
+    },
 };
 use tower::ServiceExt;
 use uuid::Uuid;
@@ -474,5 +477,45 @@ impl World {
 
     pub async fn reopen_queue(&self) {
         self.open_queue().await;
+    }
+
+    /// The schedule's seats as a Redis of an older state has them.
+    pub async fn older_seats(&self, bytes: &str) {
+        let mut redis = self.redis.clone();
+        let key = self.key(&format!("seats:{}", self.schedule));
+        let () = redis.set(key, bytes).await.unwrap();
+    }
+
+    /// The queue begins its next epoch, and was told by PostgreSQL that `left` seats are not sold.
+    pub async fn begin_epoch(&self, left: usize) {
+        let mut redis = self.redis.clone();
+        let epoch: Option<u32> = redis.hget(self.key("meta"), "epoch").await.unwrap();
+        let room = Room::new(
+            self.redis.clone(),
+            Arc::new(Scripts::default()),
+            &self.prefix,
+            self.performance,
+        );
+        let start = Start {
+            epoch: epoch.unwrap_or(1) + 1,
+            base: 2_000_000,
+            ceiling: 3_000_000,
+            served: 0,
+            recover_ms: 1_500,
+            fields: vec![("remaining", left.to_string())],
+            schedules: vec![self.schedule],
+        };
+        room.init(&start).await.unwrap();
+    }
+
+    /// What the queue asks when it begins an epoch.
+    pub async fn sold(&self) -> Answer {
+        let path = format!("/internal/v1/performances/{}/sold", self.performance);
+        let request = Request::builder()
+            .uri(path)
+            .header("authorization", "Internal between roles")
+            .body(Body::empty())
+            .unwrap();
+        self.send(request).await
     }
 }

@@ -2,10 +2,8 @@
 //! back in any order, the clock jumps over the opening, and the numbers are written in steps
 //! among everything else that happens.
 //!
-//! Left out, since it would take the Rust side to say what happens: a loss within the second in
-//! which the first registration is noted, a loss between the opening and the publication of the
-//! draw when newcomers have numbers already, a Redis that comes back with an older state, and
-//! an instance that has not heard of the draw yet (the last is in `draw`).
+//! Left out, since it would take the Rust side to say what happens: a Redis that comes back with
+//! an older state, and an instance that has not heard of the draw yet (the latter is in `draw`).
 
 use proptest::{collection::vec, prelude::*};
 
@@ -116,6 +114,11 @@ const MUTANTS: &[Mutant] = &[
         "newcomers stand before who was drawn",
         "added[#added + 1] = string.format('%.0f', q.last)",
         "added[#added + 1] = string.format('%.0f', pre_queue and q.last or (q.drawLo or q.last))",
+    ),
+    (
+        "what the draw goes over is not told with the outcomes",
+        "untold and q.drawHi or -1",
+        "-1",
     ),
     (
         "registering again gets another registration",

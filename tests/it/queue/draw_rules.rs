@@ -59,8 +59,6 @@ impl Draw {
 
     pub fn register(&mut self, index: u64, person: u8) {
         self.first = Some(self.first.unwrap_or(index - 1));
-        // Postgres hears of it within a second; a loss comes later than that here.
-        self.noted = self.first;
         self.registered.insert(index, person);
     }
 
@@ -91,10 +89,18 @@ impl Draw {
         }
     }
 
-    /// Whether a loss would draw numbers that newcomers have: until it is published, only Redis
-    /// knows how far the draw goes. Left out.
-    pub fn is_fragile(&self, last: u64) -> bool {
-        self.published.is_none() && self.frozen.is_some_and(|frozen| last > frozen)
+    /// What the draw goes over, while nobody is told the seed.
+    pub fn untold(&self) -> Option<(u64, Option<u64>)> {
+        let first = self.first.filter(|_| !self.told)?;
+        Some((first, self.frozen))
+    }
+
+    /// Postgres knows what the draw goes over.
+    pub fn note(&mut self) {
+        self.noted = self.first;
+        if let (Some(first), Some(last)) = (self.first, self.frozen) {
+            self.published = Some((first, last));
+        }
     }
 
     /// The number that a registration has drawn, once people are told.

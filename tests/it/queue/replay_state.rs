@@ -67,6 +67,7 @@ impl Run {
                 _ => (model.now + RECOVER_MS).unsigned_abs(),
             },
             fields,
+            schedules: Vec::new(),
         }
     }
 

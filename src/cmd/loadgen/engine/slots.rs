@@ -6,7 +6,7 @@ use std::cell::RefCell;
 use std::future::poll_fn;
 use std::rc::Rc;
 use std::task::Poll;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use http::Request;
@@ -15,6 +15,10 @@ use tokio::sync::Mutex;
 
 use super::super::client::{Connection, Dialer, Head, Lost, Unsent};
 use super::core::{Core, Job};
+
+/// Common servers end a connection that was idle for five seconds or more, and may do so just as a
+/// request is sent on it: like other clients, a new one is made before that.
+const IDLE_MAX: Duration = Duration::from_secs(4);
 
 pub type Shared = Rc<RefCell<Core>>;
 
@@ -34,6 +38,7 @@ pub async fn serve(core: Shared, pool: usize, id: u32, line: Line) {
         id,
         line,
         connection: None,
+        used: Instant::now(),
         body: Vec::new(),
     };
     loop {
@@ -61,6 +66,8 @@ struct Slot {
     id: u32,
     line: Line,
     connection: Option<Connection>,
+    /// When it was last used.
+    used: Instant,
     body: Vec<u8>,
 }
 
@@ -122,7 +129,10 @@ impl Slot {
             }
             let exchange = connection.exchange(request, &mut self.body);
             match tokio::time::timeout(self.line.timeout, exchange).await {
-                Ok(Ok(head)) => return Ok(head),
+                Ok(Ok(head)) => {
+                    self.used = Instant::now();
+                    return Ok(head);
+                }
                 Ok(Err(Unsent {
                     request: Some(unsent),
                     ..
@@ -145,11 +155,10 @@ impl Slot {
 
     /// Makes sure of a connection; true when it is one that was there before.
     async fn connect(&mut self) -> Result<bool, Lost> {
-        if self
-            .connection
-            .as_ref()
-            .is_some_and(|connection| !connection.is_closed())
-        {
+        let idle = self.used.elapsed();
+        if self.connection.as_ref().is_some_and(|connection| {
+            !connection.is_closed() && (connection.is_shared() || idle < IDLE_MAX)
+        }) {
             return Ok(true);
         }
         let shared = &self.line.shared;
