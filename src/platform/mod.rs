@@ -19,4 +19,5 @@ pub mod redis;
 pub mod secret;
 pub mod tasks;
 pub mod telemetry;
+pub mod traces;
 pub mod upstream;

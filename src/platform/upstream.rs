@@ -8,6 +8,7 @@ use std::{
 use axum::{Router, body::Body, response::Response};
 use http::{HeaderValue, Method, Request, StatusCode, Uri, header};
 use http_body_util::BodyExt;
+use hyper_rustls::{HttpsConnector, HttpsConnectorBuilder};
 use hyper_util::{
     client::legacy::{Client, connect::HttpConnector},
     rt::{TokioExecutor, TokioTimer},
@@ -15,7 +16,7 @@ use hyper_util::{
 use serde::{Serialize, de::DeserializeOwned};
 use tower::ServiceExt;
 
-use super::auth::InternalSecret;
+use super::{auth::InternalSecret, traces::Span};
 
 /// An answer between roles takes at most this long; then it is 503.
 const CALL_MAX: Duration = Duration::from_secs(10);
@@ -33,6 +34,34 @@ pub fn http_client() -> HttpClient {
     Client::builder(TokioExecutor::new())
         .pool_timer(TokioTimer::new())
         .pool_idle_timeout(Duration::from_secs(60))
+        .build(connector)
+}
+
+/// The same for servers outside, by TLS where the URL says so.
+pub type HttpsClient<B> = Client<HttpsConnector<HttpConnector>, B>;
+
+/// Idle connections end below the keep-alive of servers outside, so that a pooled one is not
+/// one that was just closed.
+const OUTSIDE_IDLE_MAX: Duration = Duration::from_secs(20);
+
+/// A client for servers outside: certificates of the public authorities, HTTP/1.1.
+pub fn https_client<B>() -> HttpsClient<B>
+where
+    B: hyper::body::Body + Send,
+    B::Data: Send,
+{
+    let mut tcp = HttpConnector::new();
+    tcp.enforce_http(false);
+    tcp.set_nodelay(true);
+    tcp.set_connect_timeout(Some(Duration::from_secs(2)));
+    let connector = HttpsConnectorBuilder::new()
+        .with_webpki_roots()
+        .https_or_http()
+        .enable_http1()
+        .wrap_connector(tcp);
+    Client::builder(TokioExecutor::new())
+        .pool_timer(TokioTimer::new())
+        .pool_idle_timeout(OUTSIDE_IDLE_MAX)
         .build(connector)
 }
 
@@ -97,6 +126,11 @@ impl UpstreamError {
     }
 }
 
+fn unanswered(span: &Span, error: UpstreamError) -> UpstreamError {
+    span.failed(&error);
+    error
+}
+
 impl Upstream {
     /// A role of this process; `slot` is filled when all are put together.
     pub fn local(slot: Arc<OnceLock<Router>>, secret: InternalSecret) -> Self {
@@ -151,10 +185,14 @@ impl Upstream {
                 request.headers_mut().remove(header::HOST);
                 request.headers_mut().remove(header::CONNECTION);
                 *request.version_mut() = http::Version::HTTP_11;
-                let answer = tokio::time::timeout(CALL_MAX, client.request(request))
-                    .await
-                    .map_err(|_| fail("no answer in time".into()))?
-                    .map_err(|e| fail(chain(&e)))?;
+                let span = Span::client(request.method().to_string(), base, &path);
+                span.inject(request.headers_mut());
+                let answer = match tokio::time::timeout(CALL_MAX, client.request(request)).await {
+                    Ok(Ok(answer)) => answer,
+                    Ok(Err(error)) => return Err(unanswered(&span, fail(chain(&error)))),
+                    Err(_) => return Err(unanswered(&span, fail("no answer in time".into()))),
+                };
+                span.answered(answer.status(), 400);
                 Ok(answer.map(Body::new))
             }
         }

@@ -131,6 +131,11 @@ pub struct ProcessArgs {
         default_value = "info,sqlx=warn"
     )]
     pub log: String,
+    /// The OpenTelemetry collector that traces go to (OTLP over HTTP, such as http://127.0.0.1:4318).
+    /// OTEL_TRACES_SAMPLER and the other standard variables apply
+    /// [default: no traces]
+    #[arg(long, env = "OTEL_EXPORTER_OTLP_ENDPOINT", value_name = "URL")]
+    pub otlp_endpoint: Option<url::Url>,
 }
 
 /// The real stores, where they are not embedded.

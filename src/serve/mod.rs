@@ -32,6 +32,7 @@ use crate::platform::{
     failure::Failure,
     tasks::Tasks,
     telemetry,
+    traces::{Traces, Trust},
 };
 
 /// After the stop: how long background work may take to finish what it began.
@@ -62,6 +63,12 @@ struct Listeners {
 pub async fn run(mut args: Args) -> Result<(), Failure> {
     telemetry::start(args.process.log_format, &args.process.log).map_err(Failure::Usage)?;
     args.stores.check()?;
+    let traces = match &args.process.otlp_endpoint {
+        Some(endpoint) => {
+            Some(Traces::start(endpoint, args.role.as_str()).map_err(Failure::Usage)?)
+        }
+        None => None,
+    };
     let listeners = listen(&args).await?;
     let embedded = Embedded::start(&mut args).await?;
     let outcome = tokio::select! {
@@ -70,6 +77,9 @@ pub async fn run(mut args: Args) -> Result<(), Failure> {
     };
     if let Some(embedded) = embedded {
         embedded.stop().await;
+    }
+    if let Some(traces) = traces {
+        traces.stop().await;
     }
     outcome
 }
@@ -118,7 +128,11 @@ async fn serve(
     };
     let url = url_of(&listeners.http)?;
     let ops_url = url_of(&listeners.ops)?;
-    tasks_of_servers(&mut served, listeners, limits, &tasks).await?;
+    let trust = match role {
+        Role::All | Role::Gateway => Trust::Nobody,
+        _ => Trust::Roles,
+    };
+    tasks_of_servers(&mut served, listeners, limits, trust, &tasks).await?;
     if let Some(embedded) = embedded {
         embedded
             .announce(&served.build, &url, &ops_url, &tasks)
@@ -140,6 +154,7 @@ async fn tasks_of_servers(
     served: &mut Served,
     listeners: Listeners,
     limits: Limits,
+    trust: Trust,
     tasks: &Tasks,
 ) -> Result<(), Failure> {
     let metrics = served.build.metrics.clone();
@@ -156,7 +171,8 @@ async fn tasks_of_servers(
         served.fast.take(),
         &metrics,
         served.stats.clone(),
-    );
+    )
+    .traced(trust);
     tasks.spawn(
         "http",
         edge::serve(listeners.http, edge, limits, tasks.token()),

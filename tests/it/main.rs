@@ -25,4 +25,5 @@ mod queue;
 mod seed;
 mod stripe_sandbox;
 mod top;
+mod traces;
 mod users;

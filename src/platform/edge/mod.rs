@@ -33,7 +33,11 @@ use prometheus_client::{
 use self::linger::Rest;
 pub use self::server::{Limits, bind, serve};
 use self::stats::{HttpStats, ROUTES, route_index};
-use super::{metrics::Metrics, problem::Problem};
+use super::{
+    metrics::Metrics,
+    problem::Problem,
+    traces::{Span, Trust},
+};
 
 /// The header that carries a request's id, in and out.
 pub const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
@@ -93,6 +97,7 @@ struct Shared {
 pub struct Edge<H> {
     handler: H,
     shared: Arc<Shared>,
+    traced: Option<Trust>,
 }
 
 impl<H: Handler> Edge<H> {
@@ -140,7 +145,18 @@ impl<H: Handler> Edge<H> {
             id_prefix: rand::random(),
             id_next: AtomicU64::new(0),
         });
-        Self { handler, shared }
+        Self {
+            handler,
+            shared,
+            traced: None,
+        }
+    }
+
+    /// What takes the ordinary way is traced, where traces are on.
+    #[must_use]
+    pub fn traced(mut self, trust: Trust) -> Self {
+        self.traced = Some(trust);
+        self
     }
 
     async fn slow(
@@ -154,8 +170,15 @@ impl<H: Handler> Edge<H> {
         request.headers_mut().insert(REQUEST_ID, id.clone());
         request.extensions_mut().insert(RequestId(id.clone()));
         let (method, path) = (request.method().clone(), request.uri().path().to_owned());
+        let span = match self.traced {
+            Some(trust) => {
+                let id = id.to_str().unwrap_or_default();
+                Span::server(&request, id, trust)
+            }
+            None => Span::default(),
+        };
         let answer = std::panic::AssertUnwindSafe(self.handler.handle(request)).catch_unwind();
-        let mut response = match tokio::time::timeout(ANSWER_MAX, answer).await {
+        let mut response = match tokio::time::timeout(ANSWER_MAX, span.run(answer)).await {
             Ok(Ok(response)) => response,
             Ok(Err(_)) => problem(&Problem::internal("a handler panicked"), &id),
             Err(_) => problem(
@@ -171,6 +194,8 @@ impl<H: Handler> Edge<H> {
             .or_insert(HeaderValue::from_static("no-store"));
         let status = response.status();
         self.shared.record(route, &method, status, begun);
+        span.answered(status, 500);
+        drop(span);
         log(&method, &path, status, begun, response.headers());
         rest.forget().await;
         response

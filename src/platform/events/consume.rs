@@ -7,6 +7,7 @@ use std::time::Duration;
 use futures_util::FutureExt;
 
 use super::{Event, HandlerError, Subscription, dead};
+use crate::platform::traces::Span;
 
 /// A message that is itself bad stays bad; a few tries tell it from an unlucky moment.
 const POISON_ATTEMPTS: u32 = 4;
@@ -62,8 +63,25 @@ pub(super) async fn attempt_all(
 }
 
 async fn attempt_once(subscription: &Subscription, event: &Event) -> Result<(), HandlerError> {
+    let span = Span::consumer(
+        subscription.consumer,
+        &event.kind,
+        event.traceparent.as_deref(),
+    );
+    let outcome = attempt_within(subscription, event, &span).await;
+    if let Err(error) = &outcome {
+        span.failed(error);
+    }
+    outcome
+}
+
+async fn attempt_within(
+    subscription: &Subscription,
+    event: &Event,
+    span: &Span,
+) -> Result<(), HandlerError> {
     let run = AssertUnwindSafe(subscription.handler.handle(event)).catch_unwind();
-    match tokio::time::timeout(HANDLER_TIMEOUT, run).await {
+    match tokio::time::timeout(HANDLER_TIMEOUT, span.run(run)).await {
         Ok(Ok(result)) => result,
         Ok(Err(panic)) => Err(HandlerError::Poison(anyhow::anyhow!(
             "handler panicked: {}",

@@ -57,6 +57,9 @@ pub struct Event {
     pub time: DateTime<Utc>,
     #[serde(default = "json_type")]
     datacontenttype: String,
+    /// The trace that it was said in, where traces are on: the distributed tracing extension.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub traceparent: Option<String>,
     pub data: Box<RawValue>,
 }
 
@@ -87,6 +90,7 @@ impl Event {
             subject: subject.into(),
             time,
             datacontenttype: json_type(),
+            traceparent: None,
             data,
         }
     }

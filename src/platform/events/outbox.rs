@@ -11,6 +11,7 @@ use tokio::sync::Notify;
 use uuid::Uuid;
 
 use super::Event;
+use crate::platform::traces;
 
 /// Copy into a migration of every producing schema.
 pub const DDL: &str = "\
@@ -21,6 +22,7 @@ create table outbox (
     key          text not null,
     type         text not null,
     payload      json not null,
+    traceparent  text,
     created_at   timestamptz not null default now(),
     published_at timestamptz
 );
@@ -38,6 +40,8 @@ pub struct NewEvent {
     pub kind: &'static str,
     pub key: String,
     pub data: Box<RawValue>,
+    /// The trace at hand.
+    pub traceparent: Option<String>,
 }
 
 impl NewEvent {
@@ -52,6 +56,7 @@ impl NewEvent {
             kind,
             key: key.to_string(),
             data,
+            traceparent: traces::traceparent(),
         }
     }
 }
@@ -64,7 +69,8 @@ impl NewEvent {
 /// Wake the relay after the commit, never before: [`OutboxSignal::wake`].
 pub async fn append(conn: &mut PgConnection, event: &NewEvent) -> sqlx::Result<()> {
     sqlx::query(
-        "insert into outbox (id, shard, key, type, payload) values ($1, $2, $3, $4, $5::json)",
+        "insert into outbox (id, shard, key, type, payload, traceparent)
+         values ($1, $2, $3, $4, $5::json, $6)",
     )
     .bind(event.id)
     .bind(shard_of(&event.key))
@@ -72,6 +78,7 @@ pub async fn append(conn: &mut PgConnection, event: &NewEvent) -> sqlx::Result<(
     .bind(event.kind)
     // As text: by way of jsonb, its spacing and the order of its fields would change.
     .bind(event.data.get())
+    .bind(event.traceparent.as_deref())
     .execute(conn)
     .await?;
     Ok(())
@@ -87,11 +94,12 @@ pub async fn append_all(conn: &mut PgConnection, events: &[NewEvent]) -> sqlx::R
     let keys: Vec<&str> = events.iter().map(|event| event.key.as_str()).collect();
     let kinds: Vec<&str> = events.iter().map(|event| event.kind).collect();
     let payloads: Vec<&str> = events.iter().map(|event| event.data.get()).collect();
+    let parents: Vec<Option<&str>> = events.iter().map(|e| e.traceparent.as_deref()).collect();
     sqlx::query(
-        "insert into outbox (id, shard, key, type, payload)
-         select id, shard, key, type, payload::json
-         from unnest($1::uuid[], $2::smallint[], $3::text[], $4::text[], $5::text[])
-              with ordinality as e (id, shard, key, type, payload, position)
+        "insert into outbox (id, shard, key, type, payload, traceparent)
+         select id, shard, key, type, payload::json, traceparent
+         from unnest($1::uuid[], $2::smallint[], $3::text[], $4::text[], $5::text[], $6::text[])
+              with ordinality as e (id, shard, key, type, payload, traceparent, position)
          order by position",
     )
     .bind(ids)
@@ -99,6 +107,7 @@ pub async fn append_all(conn: &mut PgConnection, events: &[NewEvent]) -> sqlx::R
     .bind(keys)
     .bind(kinds)
     .bind(payloads)
+    .bind(parents)
     .execute(conn)
     .await?;
     Ok(())
@@ -155,19 +164,22 @@ pub(super) struct Pending {
     pub key: String,
     kind: String,
     payload: Box<RawValue>,
+    traceparent: Option<String>,
     created_at: DateTime<Utc>,
 }
 
 impl Pending {
     pub(super) fn into_event(self, source: &str) -> Event {
-        Event::new(
+        let mut event = Event::new(
             self.id,
             source,
             self.kind,
             self.key,
             self.created_at,
             self.payload,
-        )
+        );
+        event.traceparent = self.traceparent;
+        event
     }
 }
 
@@ -181,7 +193,7 @@ pub(super) async fn pending(
     limit: i64,
 ) -> sqlx::Result<Vec<Pending>> {
     let rows = sqlx::query(
-        "select id, key, type, payload, created_at from outbox
+        "select id, key, type, payload, traceparent, created_at from outbox
          where published_at is null and shard = any($1) and key <> all($2)
          order by seq limit $3",
     )
@@ -198,6 +210,7 @@ pub(super) async fn pending(
                 key: row.try_get("key")?,
                 kind: row.try_get("type")?,
                 payload,
+                traceparent: row.try_get("traceparent")?,
                 created_at: row.try_get("created_at")?,
             })
         })

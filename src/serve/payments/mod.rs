@@ -54,7 +54,7 @@ use crate::platform::upstream::{Upstream, UpstreamError};
 pub const SCHEMA: &str = "payments";
 /// Its migrations.
 pub static MIGRATOR: crate::platform::db::Migrations =
-    crate::migrations!("payments": "0001_payments", "0002_burnt_keys");
+    crate::migrations!("payments": "0001_payments", "0002_burnt_keys", "0003_traces");
 /// Its name as a consumer of events.
 const CONSUMER: &str = "payments";
 

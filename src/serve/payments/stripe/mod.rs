@@ -15,26 +15,23 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use http::{HeaderValue, Method, Request, StatusCode, header};
 use http_body_util::{BodyExt, Full, Limited};
-use hyper_rustls::{HttpsConnector, HttpsConnectorBuilder};
-use hyper_util::client::legacy::Client;
-use hyper_util::client::legacy::connect::HttpConnector;
-use hyper_util::rt::{TokioExecutor, TokioTimer};
 use stripe_client_core::{
     CustomizedStripeRequest, RequestBuilder, StripeClient, StripeClientErr, StripeMethod, VERSION,
 };
 
 pub use self::calls::{Intent, NewIntent, RefundState, StripeRefund};
 use self::seen::Seen;
-use crate::platform::secret::Secret;
+use crate::platform::{
+    secret::Secret,
+    traces::Span,
+    upstream::{HttpsClient, https_client},
+};
 
 /// One try. Stripe answers most calls well within a second.
 const ATTEMPT_MAX: Duration = Duration::from_secs(4);
 /// Two tries and a pause stay under the ten seconds that a caller waits for us.
 const ATTEMPTS: u32 = 2;
 const PAUSE: Duration = Duration::from_millis(250);
-const CONNECT_MAX: Duration = Duration::from_secs(2);
-/// Below Stripe's own keep-alive, so that a pooled connection is not one that it just closed.
-const IDLE_MAX: Duration = Duration::from_secs(20);
 const ANSWER_BYTES_MAX: usize = 4 << 20;
 
 /// Why there is no result.
@@ -68,7 +65,7 @@ impl StripeClientErr for StripeFailure {
 pub struct Stripe(Arc<Inner>);
 
 struct Inner {
-    client: Client<HttpsConnector<HttpConnector>, Full<Bytes>>,
+    client: HttpsClient<Full<Bytes>>,
     base: String,
     authorization: HeaderValue,
     live: bool,
@@ -90,22 +87,9 @@ impl Stripe {
         let mut authorization = HeaderValue::from_str(&format!("Bearer {}", key.expose()))
             .map_err(|_| "STRIPE_SECRET_KEY has characters that no key has".to_owned())?;
         authorization.set_sensitive(true);
-        let mut tcp = HttpConnector::new();
-        tcp.enforce_http(false);
-        tcp.set_nodelay(true);
-        tcp.set_connect_timeout(Some(CONNECT_MAX));
-        let connector = HttpsConnectorBuilder::new()
-            .with_webpki_roots()
-            .https_or_http()
-            .enable_http1()
-            .wrap_connector(tcp);
-        let client = Client::builder(TokioExecutor::new())
-            .pool_timer(TokioTimer::new())
-            .pool_idle_timeout(IDLE_MAX)
-            .build(connector);
         let key = key.expose();
         Ok(Self(Arc::new(Inner {
-            client,
+            client: https_client(),
             base: url.trim_end_matches('/').to_owned(),
             authorization,
             live: key.starts_with("sk_live_") || key.starts_with("rk_live_"),
@@ -170,7 +154,13 @@ impl Stripe {
 
     async fn send(&self, request: Request<Full<Bytes>>) -> Result<Bytes, StripeFailure> {
         let begun = Instant::now();
+        // The ids in the path would make a name of its own for each call; Stripe gets no `traceparent`.
+        let name = format!("{} Stripe", request.method());
+        let span = Span::client(name, &self.0.base, request.uri().path());
         let answer = self.exchange(request).await;
+        if let Err(error) = &answer {
+            span.failed(error);
+        }
         self.0.seen.note(&answer, begun.elapsed());
         answer
     }
