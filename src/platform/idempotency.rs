@@ -19,7 +19,10 @@ use sha2::{Digest, Sha256};
 use sqlx::{PgConnection, PgPool, Row};
 use uuid::Uuid;
 
-use super::problem::{FieldError, Problem};
+use super::{
+    problem::{FieldError, Problem},
+    traces,
+};
 
 /// The request header.
 pub const HEADER: &str = "idempotency-key";
@@ -128,7 +131,7 @@ where
 async fn detached<T: Send + 'static>(
     work: impl Future<Output = Result<T, Problem>> + Send + 'static,
 ) -> Result<T, Problem> {
-    match tokio::spawn(work).await {
+    match tokio::spawn(traces::carried(work)).await {
         Ok(result) => result,
         Err(panic) => Err(Problem::internal(panic)),
     }

@@ -110,15 +110,19 @@ struct Collector {
 impl HttpClient for Collector {
     async fn send_bytes(&self, request: Request<Bytes>) -> Result<Response<Bytes>, HttpError> {
         let sent = self.client.request(request.map(Full::new));
+        // The SDK's thread waits for it, and has neither connections nor a clock of the runtime.
         let exchange = self.runtime.spawn(async move {
-            let (head, body) = sent.await?.into_parts();
-            let body = Limited::new(body, ANSWER_BYTES_MAX).collect().await?;
-            Ok::<_, HttpError>(Response::from_parts(head, body.to_bytes()))
+            let exchange = async move {
+                let (head, body) = sent.await?.into_parts();
+                let body = Limited::new(body, ANSWER_BYTES_MAX).collect().await?;
+                Ok::<_, HttpError>(Response::from_parts(head, body.to_bytes()))
+            };
+            match tokio::time::timeout(EXPORT_MAX, exchange).await {
+                Ok(answer) => answer,
+                Err(_) => Err("no answer in time".into()),
+            }
         });
-        match tokio::time::timeout(EXPORT_MAX, exchange).await {
-            Ok(answer) => answer?,
-            Err(_) => Err("no answer in time".into()),
-        }
+        exchange.await?
     }
 }
 
@@ -262,8 +266,8 @@ impl Drop for Span {
 /// A path without its ids, so that there are few names: `/api/v1/orders/{id}`. One that is none
 /// of ours is `other`, since anybody may make those up.
 fn template(path: &str) -> String {
-    if !(path.starts_with("/api/") || path.starts_with("/admin/") || path.starts_with("/internal/"))
-    {
+    let ours = ["/api/", "/admin/", "/internal/", "/.well-known/"];
+    if !ours.iter().any(|ours| path.starts_with(ours)) {
         return "other".to_owned();
     }
     let word = |segment| match Uuid::try_parse(segment) {
@@ -275,6 +279,11 @@ fn template(path: &str) -> String {
         .map(word)
         .collect::<Vec<_>>()
         .join("/")
+}
+
+/// `work` for a task of its own, in the trace at hand.
+pub fn carried<F: Future>(work: F) -> impl Future<Output = F::Output> {
+    work.with_current_context()
 }
 
 /// The trace at hand, for an event that is said in it; `None` where there is none.

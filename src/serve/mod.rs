@@ -129,8 +129,11 @@ async fn serve(
     let url = url_of(&listeners.http)?;
     let ops_url = url_of(&listeners.ops)?;
     let trust = match role {
-        Role::All | Role::Gateway => Trust::Nobody,
-        _ => Trust::Roles,
+        Role::All | Role::Gateway => Some(Trust::Nobody),
+        Role::StripeSandbox => None,
+        Role::Users | Role::Performances | Role::Queue | Role::Reservations | Role::Payments => {
+            Some(Trust::Roles)
+        }
     };
     tasks_of_servers(&mut served, listeners, limits, trust, &tasks).await?;
     if let Some(embedded) = embedded {
@@ -154,7 +157,7 @@ async fn tasks_of_servers(
     served: &mut Served,
     listeners: Listeners,
     limits: Limits,
-    trust: Trust,
+    trust: Option<Trust>,
     tasks: &Tasks,
 ) -> Result<(), Failure> {
     let metrics = served.build.metrics.clone();

@@ -152,10 +152,10 @@ impl<H: Handler> Edge<H> {
         }
     }
 
-    /// What takes the ordinary way is traced, where traces are on.
+    /// What takes the ordinary way is traced, where traces are on; `None`: it is not.
     #[must_use]
-    pub fn traced(mut self, trust: Trust) -> Self {
-        self.traced = Some(trust);
+    pub fn traced(mut self, trust: Option<Trust>) -> Self {
+        self.traced = trust;
         self
     }
 

@@ -12,7 +12,10 @@ use sqlx::PgPool;
 use super::store::{self, Payment};
 use super::stripe::StripeFailure;
 use super::{Error, Payments};
-use crate::platform::events::NewEvent;
+use crate::platform::{
+    events::NewEvent,
+    traces::{self, Span},
+};
 use serde_json::json;
 
 /// An event whose object Stripe itself does not know is given up after so many tries.
@@ -26,6 +29,8 @@ pub(super) struct Kept {
     pub kind: String,
     pub payload: String,
     pub tries: i32,
+    /// The trace in which it came.
+    pub traceparent: Option<String>,
     /// Until when it is ours to act on.
     pub leased_until: DateTime<Utc>,
 }
@@ -35,6 +40,7 @@ crate::from_row!(Kept {
     kind: "type",
     payload,
     tries,
+    traceparent,
     leased_until
 });
 
@@ -65,12 +71,13 @@ pub(super) async fn keep(pool: &PgPool, body: &[u8]) -> Result<(), Error> {
 
 async fn insert(pool: &PgPool, id: &str, kind: &str, body: &str) -> sqlx::Result<()> {
     sqlx::query(
-        "insert into webhook_events (id, type, payload) values ($1, $2, $3)
+        "insert into webhook_events (id, type, payload, traceparent) values ($1, $2, $3, $4)
          on conflict (id) do nothing",
     )
     .bind(id)
     .bind(kind)
     .bind(body.replace('\0', "\u{fffd}"))
+    .bind(traces::traceparent())
     .execute(pool)
     .await?;
     Ok(())
@@ -81,7 +88,7 @@ pub(super) async fn claim_due(pool: &PgPool, limit: i64, lease_s: f64) -> sqlx::
         "update webhook_events set next_try_at = now() + make_interval(secs => $2), tries = tries + 1
          where id in (select id from webhook_events where processed_at is null and next_try_at <= now()
                       order by next_try_at limit $1 for update skip locked)
-         returning id, type, payload, tries, next_try_at as leased_until",
+         returning id, type, payload, tries, traceparent, next_try_at as leased_until",
     )
     .bind(limit)
     .bind(lease_s)
@@ -103,7 +110,8 @@ pub(super) async fn purge(pool: &PgPool) -> sqlx::Result<u64> {
 
 impl Payments {
     pub(super) async fn process_webhook(&self, kept: Kept) -> sqlx::Result<()> {
-        let outcome = match self.act_on(&kept).await {
+        let span = Span::consumer("payments", &kept.kind, kept.traceparent.as_deref());
+        let outcome = match span.run(self.act_on(&kept)).await {
             Ok(outcome) => outcome,
             Err(Error::Stripe(StripeFailure::Refused { status, code, .. }))
                 if kept.tries >= REFUSED_TRIES_MAX =>
@@ -113,6 +121,7 @@ impl Payments {
             }
             Err(error) => {
                 let wait = Duration::from_secs(1 << kept.tries.clamp(0, 6)).min(AGAIN_MAX);
+                span.failed(&format_args!("{error:?}"));
                 tracing::warn!(webhook.id = kept.id, error = ?error, "webhook waits");
                 sqlx::query(
                     "update webhook_events set next_try_at = now() + make_interval(secs => $2)

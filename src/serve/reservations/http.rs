@@ -26,6 +26,7 @@ use crate::platform::{
     idempotency,
     place::{Place, PlaceKeys},
     problem::{Problem, ProblemBody},
+    traces,
 };
 
 /// The role's paths, with its state.
@@ -210,7 +211,8 @@ async fn cancel(
 ) -> Result<Json<OrderView>, Problem> {
     let this = state.clone();
     // In a task of its own: a client that hangs up must not stop it half way.
-    let done = tokio::spawn(async move { this.cancel_order(id, caller.user_id).await });
+    let work = async move { this.cancel_order(id, caller.user_id).await };
+    let done = tokio::spawn(traces::carried(work));
     done.await.map_err(Problem::internal)??;
     let order = state.order_of(id, caller.user_id).await?;
     Ok(Json(OrderView::from(&order)))
