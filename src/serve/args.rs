@@ -99,7 +99,8 @@ pub struct ProcessArgs {
         default_value = "127.0.0.1:9090"
     )]
     pub ops_listen: SocketAddr,
-    /// Open connections at most; further ones wait
+    /// Open connections at most; further ones wait. Above three quarters of it, an HTTP/1.1 answer
+    /// ends its connection
     #[arg(
         long,
         env = "TICKETPING_MAX_CONNECTIONS",
