@@ -125,6 +125,10 @@ pub struct LoadArgs {
     /// How long [default: until every buyer is done; `poll` and `--rate` without --users: 30s]
     #[arg(long, env = "TICKETPING_LOADGEN_DURATION", value_parser = duration)]
     pub duration: Option<Duration>,
+    /// Latencies of what is due before this long after the start are in the series only; all of it is
+    /// counted and checked
+    #[arg(long, env = "TICKETPING_LOADGEN_WARM_UP", default_value = "0s", value_parser = duration)]
+    pub warm_up: Duration,
     /// Poll at this interval instead of as the server tells
     #[arg(long, env = "TICKETPING_LOADGEN_POLL_EVERY", value_parser = duration)]
     pub poll_every: Option<Duration>,

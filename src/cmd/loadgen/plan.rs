@@ -25,6 +25,8 @@ pub struct Load {
     pub polls: Option<Schedule>,
     /// Arrivals and polls end here. None: when every buyer is done.
     pub duration: Option<Duration>,
+    /// Latencies of what is due earlier are in the series only.
+    pub warm_up: Duration,
     pub poll_every: Option<Duration>,
     pub leave_within: Duration,
     pub start_at: Option<DateTime<Utc>>,
@@ -93,6 +95,11 @@ impl Load {
         if duration.is_some_and(|duration| duration.is_zero()) {
             return Err("--duration must be above zero".into());
         }
+        if duration.is_some_and(|duration| load.warm_up >= duration) {
+            return Err(
+                "--warm-up must be shorter than --duration: nothing would be measured".into(),
+            );
+        }
         let by_rate = load.rate.is_some();
         if duration.is_none() && (scenario == Scenario::Poll || (by_rate && users.is_none())) {
             duration = Some(Duration::from_secs(30));
@@ -110,6 +117,7 @@ impl Load {
             arrivals,
             polls,
             duration,
+            warm_up: load.warm_up,
             poll_every,
             leave_within: load.leave_within,
             start_at: load.start_at,

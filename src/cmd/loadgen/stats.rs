@@ -2,6 +2,7 @@
 //! thread, so recording is a few adds; readers get copies once a second.
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 use hdrhistogram::Histogram;
 
@@ -165,6 +166,8 @@ pub struct Stats {
     /// Since when requests go out and nothing at all is answered.
     pub silent_since_us: Option<u64>,
     pub in_flight: u32,
+    /// What was due before is counted, and timed in the series only.
+    pub timed_from_us: u64,
     current: Vec<Current>,
     offered_now: u32,
 }
@@ -195,8 +198,17 @@ impl Stats {
             reconnects: 0,
             silent_since_us: None,
             in_flight: 0,
+            timed_from_us: 0,
             current: Op::ALL.iter().map(|_| current()).collect(),
             offered_now: 0,
+        }
+    }
+
+    /// The same; what is due within `warm_up` of the start is not timed.
+    pub fn warmed_up_after(warm_up: Duration) -> Self {
+        Self {
+            timed_from_us: u64::try_from(warm_up.as_micros()).unwrap_or(u64::MAX),
+            ..Self::new()
         }
     }
 
@@ -232,8 +244,11 @@ impl Stats {
             }
             Verdict::Failed => stats.failed += 1,
         }
-        stats.latency.record(latency);
-        if let Some(sent_us) = sent_us {
+        let timed = due_us >= self.timed_from_us;
+        if timed {
+            stats.latency.record(latency);
+        }
+        if let Some(sent_us) = sent_us.filter(|_| timed) {
             stats.service.record(done_us.saturating_sub(sent_us));
         }
         let current = &mut self.current[op as usize];
@@ -325,6 +340,19 @@ mod tests {
         assert_eq!(timing.max_us, 95_000_000);
         assert!(timing.quantile_us(0.5) >= 59_900_000);
         assert!(timing.quantile_us(0.5) <= 95_000_000);
+    }
+
+    #[test]
+    fn what_is_due_while_it_warms_up_is_counted_and_not_timed() {
+        let mut stats = Stats::warmed_up_after(Duration::from_secs(1));
+        for due_us in [999_999, 1_000_000] {
+            stats.done(Op::Poll, Verdict::Fine, due_us, Some(due_us), 2_000_000);
+        }
+        let poll = stats.op(Op::Poll);
+        assert_eq!((poll.completed, poll.latency.histogram.len()), (2, 1));
+        assert_eq!(poll.service.histogram.len(), 1);
+        stats.tick();
+        assert_eq!(stats.series[0].per_op[0].1.done, 2);
     }
 
     #[test]

@@ -105,7 +105,7 @@ impl Core {
             requests,
             start: Instant::now(),
             started_ms,
-            stats: Stats::new(),
+            stats: Stats::warmed_up_after(load.warm_up),
             people: People::default(),
             notes: Notes::default(),
             seats: SeatMaps::default(),

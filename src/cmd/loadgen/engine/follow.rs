@@ -57,6 +57,9 @@ impl Core {
     }
 
     fn waited(&mut self, job: Job, sent_us: u64) {
+        if job.due_us < self.stats.timed_from_us {
+            return;
+        }
         if job.crowded {
             self.stats
                 .send_lag
