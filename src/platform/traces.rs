@@ -53,9 +53,6 @@ impl Traces {
     /// When `endpoint` cannot be used, or spans are being sent already.
     pub fn start(endpoint: &url::Url, role: &str) -> Result<Self, String> {
         let fail = |cause: &dyn std::fmt::Display| format!("--otlp-endpoint {endpoint}: {cause}");
-        if !matches!(endpoint.scheme(), "http" | "https") {
-            return Err(fail(&"want http://host:port or https://host:port"));
-        }
         let exporter = SpanExporter::builder()
             .with_http()
             .with_http_client(Collector {
@@ -176,12 +173,19 @@ impl Span {
 
     /// A request to another process, `peer`.
     pub fn client(name: impl Into<Cow<'static, str>>, peer: &str, path: &str) -> Self {
-        Self::child(SpanKind::Client, name, || {
-            vec![
+        let Some(tracer) = TRACER.get() else {
+            return Self(None);
+        };
+        let parent = Context::current();
+        let span = tracer
+            .span_builder(name)
+            .with_kind(SpanKind::Client)
+            .with_attributes([
                 KeyValue::new("server.address", peer.to_owned()),
                 KeyValue::new("url.path", path.to_owned()),
-            ]
-        })
+            ])
+            .start_with_context(tracer, &parent);
+        Self(Some(parent.with_span(span)))
     }
 
     /// `consumer` acts on an event, which kept the trace that it was said in.
@@ -199,23 +203,6 @@ impl Span {
                 KeyValue::new("messaging.consumer.group.name", consumer),
                 KeyValue::new("ticketping.event.type", kind.to_owned()),
             ])
-            .start_with_context(tracer, &parent);
-        Self(Some(parent.with_span(span)))
-    }
-
-    fn child(
-        kind: SpanKind,
-        name: impl Into<Cow<'static, str>>,
-        attributes: impl FnOnce() -> Vec<KeyValue>,
-    ) -> Self {
-        let Some(tracer) = TRACER.get() else {
-            return Self(None);
-        };
-        let parent = Context::current();
-        let span = tracer
-            .span_builder(name)
-            .with_kind(kind)
-            .with_attributes(attributes())
             .start_with_context(tracer, &parent);
         Self(Some(parent.with_span(span)))
     }

@@ -135,7 +135,7 @@ pub struct ProcessArgs {
     /// The OpenTelemetry collector that traces go to (OTLP over HTTP, such as http://127.0.0.1:4318).
     /// OTEL_TRACES_SAMPLER and the other standard variables apply
     /// [default: no traces]
-    #[arg(long, env = "OTEL_EXPORTER_OTLP_ENDPOINT", value_name = "URL")]
+    #[arg(long, env = "OTEL_EXPORTER_OTLP_ENDPOINT", value_name = "URL", value_parser = http_url)]
     pub otlp_endpoint: Option<url::Url>,
 }
 
@@ -192,6 +192,13 @@ pub struct StoreArgs {
         value_parser = kafka_prefix
     )]
     pub kafka_prefix: String,
+}
+
+/// A server's URL.
+fn http_url(given: &str) -> Result<url::Url, String> {
+    let url = url::Url::parse(given).ok();
+    url.filter(|url| matches!(url.scheme(), "http" | "https"))
+        .ok_or_else(|| "want http://host:port or https://host:port".to_owned())
 }
 
 /// What Kafka takes in a topic's name; short enough for what follows the prefix.
