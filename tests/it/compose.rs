@@ -13,7 +13,7 @@ use serde_json::Value;
 use sqlx::{Connection, PgConnection};
 use ticketping::platform::embedded::{EmbeddedStores, Options};
 
-use crate::support::{self, guardian, http, kafka, readme};
+use crate::harness::{self, client, kafka, readme, reaper};
 
 /// Debug builds of seven roles at once, on a machine that runs other tests beside.
 const READY_WITHIN: Duration = Duration::from_secs(120);
@@ -24,7 +24,7 @@ fn root() -> &'static Path {
 
 /// The file as the compose client reads it, with the demo secrets.
 fn compose() -> Value {
-    let output = Command::new(support::fetched("compose-config-fetch"))
+    let output = Command::new(harness::fetched("compose-config-fetch"))
         .arg(root())
         .arg(root().join(".env.example"))
         .output()
@@ -44,7 +44,7 @@ struct Addresses(BTreeMap<String, String>);
 
 impl Addresses {
     fn here(&mut self, host: &str, port: u16) -> String {
-        let local = || format!("127.0.0.1:{}", support::free_port());
+        let local = || format!("127.0.0.1:{}", harness::free_port());
         let key = format!("{host}:{port}");
         self.0.entry(key).or_insert_with(local).clone()
     }
@@ -84,7 +84,7 @@ impl Role {
             .stderr(log)
             .spawn()
             .unwrap();
-        guardian::end(child.id(), &self.command[1]);
+        reaper::end(child.id(), &self.command[1]);
         child
     }
 
@@ -178,7 +178,7 @@ async fn until_ready(running: &mut [(&Role, Child)]) {
         let url = format!("http://{}/readyz", role.ops);
         loop {
             let answer = if TcpStream::connect(&role.ops).is_ok() {
-                http::get(&url).await
+                client::get(&url).await
             } else {
                 (0, String::new())
             };
@@ -257,7 +257,7 @@ fn files_below(dir: &str) -> Vec<PathBuf> {
 #[tokio::test]
 async fn the_roles_of_the_compose_file_sell_a_ticket() {
     let compose = compose();
-    let dir = support::data_dir();
+    let dir = harness::data_dir();
     let mut addresses = Addresses(BTreeMap::new());
     let stores = stores(&compose, &mut addresses, &dir).await;
     let roles = roles(&compose, &mut addresses, &dir);
@@ -282,14 +282,14 @@ async fn the_roles_of_the_compose_file_sell_a_ticket() {
 
     let mut known = BTreeSet::new();
     for (role, _) in &running {
-        let (status, text) = http::get(&format!("http://{}/metrics", role.ops)).await;
+        let (status, text) = client::get(&format!("http://{}/metrics", role.ops)).await;
         assert_eq!(status, 200);
         known.extend(metrics_in(&text));
     }
     assert_drawn_is_told(&known);
 
     for (_, process) in &running {
-        support::send(process.id(), nix::sys::signal::Signal::SIGTERM);
+        harness::send(process.id(), nix::sys::signal::Signal::SIGTERM);
     }
     for (role, process) in &mut running {
         let status = process.wait().unwrap();
@@ -324,9 +324,9 @@ fn every_role_is_started_scraped_and_given_its_secrets_without_default() {
     }
 
     // Without the environment the file is refused, by a sentence that says the way out.
-    let empty = support::data_dir();
+    let empty = harness::data_dir();
     fs::write(&empty, "").unwrap();
-    let output = Command::new(support::fetched("compose-config-fetch"))
+    let output = Command::new(harness::fetched("compose-config-fetch"))
         .arg(root())
         .arg(&empty)
         .output()

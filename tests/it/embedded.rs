@@ -14,7 +14,7 @@ use nix::unistd::Uid;
 use sqlx::{Connection, PgConnection};
 use ticketping::platform::embedded::{EmbeddedError, EmbeddedStores, Options};
 
-use crate::support::{self, send};
+use crate::harness::{self, send};
 
 const FORGETFUL: Options = Options {
     durable: false,
@@ -143,8 +143,8 @@ impl Server {
 #[tokio::test]
 async fn every_test_has_a_database_of_its_own() {
     let (first, second) = (
-        support::fresh_database().await,
-        support::fresh_database().await,
+        harness::fresh_database().await,
+        harness::fresh_database().await,
     );
     for url in [&first, &second] {
         let mut database = PgConnection::connect(url).await.unwrap();
@@ -154,12 +154,12 @@ async fn every_test_has_a_database_of_its_own() {
             .unwrap();
         database.close().await.unwrap();
     }
-    assert_ne!(support::prefix(), support::prefix());
+    assert_ne!(harness::prefix(), harness::prefix());
 }
 
 #[tokio::test]
 async fn a_stop_leaves_nothing_running_and_the_next_start_finds_the_data() {
-    let dir = support::data_dir();
+    let dir = harness::data_dir();
     let stores = EmbeddedStores::start(&dir).await.unwrap();
     write(stores.redis_url(), stores.database_url()).await;
     let begun = Instant::now();
@@ -177,7 +177,7 @@ async fn a_stop_leaves_nothing_running_and_the_next_start_finds_the_data() {
 
 #[tokio::test]
 async fn what_a_killed_server_left_running_is_adopted_and_then_stopped() {
-    let dir = support::data_dir();
+    let dir = harness::data_dir();
     let server = Server::start(&dir);
     write(&server.redis_url, &server.database_url).await;
     let (redis_url, database_url) = server.kill();
@@ -194,7 +194,7 @@ async fn what_a_killed_server_left_running_is_adopted_and_then_stopped() {
 
 #[tokio::test]
 async fn a_leftover_that_does_not_answer_is_replaced() {
-    let dir = support::data_dir();
+    let dir = harness::data_dir();
     let stores = EmbeddedStores::start_with(&dir, FORGETFUL).await.unwrap();
     write(stores.redis_url(), stores.database_url()).await;
     stores.stop().await;
@@ -220,7 +220,7 @@ async fn a_leftover_that_does_not_answer_is_replaced() {
 
 #[tokio::test]
 async fn what_was_answered_survives_killing_server_and_stores() {
-    let dir = support::data_dir();
+    let dir = harness::data_dir();
     let server = Server::start(&dir);
     write(&server.redis_url, &server.database_url).await;
     let pids: Vec<u32> = running_on(&dir)
@@ -238,7 +238,7 @@ async fn what_was_answered_survives_killing_server_and_stores() {
 
 #[tokio::test]
 async fn a_store_that_dies_is_back_on_its_port_with_its_data() {
-    let dir = support::data_dir();
+    let dir = harness::data_dir();
     let stores = EmbeddedStores::start_with(&dir, FORGETFUL).await.unwrap();
     write(stores.redis_url(), stores.database_url()).await;
     let (redis, postgres) = (stores.redis_pid(), stores.postgres_pid());
@@ -258,7 +258,7 @@ async fn a_store_that_dies_is_back_on_its_port_with_its_data() {
 
 #[tokio::test]
 async fn a_store_that_hangs_is_stopped_within_ten_seconds() {
-    let dir = support::data_dir();
+    let dir = harness::data_dir();
     let stores = EmbeddedStores::start_with(&dir, FORGETFUL).await.unwrap();
     send(stores.redis_pid(), Signal::SIGSTOP);
     send(stores.postgres_pid(), Signal::SIGSTOP);
@@ -271,11 +271,11 @@ async fn a_store_that_hangs_is_stopped_within_ten_seconds() {
 /// As root the stores run as somebody else, who cannot pass a private directory.
 #[tokio::test]
 async fn stores_whose_user_cannot_reach_the_directory_live_elsewhere() {
-    let parent = support::data_dir();
+    let parent = harness::data_dir();
     fs::create_dir(&parent).unwrap();
     fs::set_permissions(&parent, fs::Permissions::from_mode(0o700)).unwrap();
     let dir = parent.join("data");
-    support::clean_up(&dir);
+    harness::clean_up(&dir);
     let stores = EmbeddedStores::start_with(&dir, FORGETFUL).await.unwrap();
     let place = stores.stores_dir().to_owned();
     if Uid::effective().is_root() {
@@ -311,7 +311,7 @@ async fn refusal(dir: &Path) -> String {
 
 #[tokio::test]
 async fn data_of_another_major_version_is_left_alone() {
-    let dir = support::data_dir();
+    let dir = harness::data_dir();
     EmbeddedStores::start_with(&dir, FORGETFUL)
         .await
         .unwrap()
@@ -329,7 +329,7 @@ async fn data_of_another_major_version_is_left_alone() {
 
 #[tokio::test]
 async fn a_store_that_cannot_start_is_quoted_and_the_other_one_stopped() {
-    let dir = support::data_dir();
+    let dir = harness::data_dir();
     EmbeddedStores::start_with(&dir, FORGETFUL)
         .await
         .unwrap()
@@ -360,7 +360,7 @@ async fn a_store_that_cannot_start_is_quoted_and_the_other_one_stopped() {
 
 #[test]
 fn without_a_redis_server_the_way_out_is_named() {
-    let dir = support::data_dir();
+    let dir = harness::data_dir();
     let output = server_command(&dir).env("PATH", "/nonexistent").output();
     let told = String::from_utf8(output.unwrap().stdout).unwrap();
     let error = told.lines().find(|line| line.starts_with("error "));
@@ -372,7 +372,7 @@ fn without_a_redis_server_the_way_out_is_named() {
 
 #[test]
 fn a_directory_that_may_not_be_written_is_named() {
-    let dir = support::data_dir();
+    let dir = harness::data_dir();
     fs::create_dir(&dir).unwrap();
     let mut command = server_command(&dir);
     // Root writes everywhere but where nobody can.

@@ -15,7 +15,7 @@ use ticketping::platform::events::{
 use ticketping::platform::{db, metrics::Metrics, tasks::Tasks};
 use uuid::Uuid;
 
-use crate::support;
+use crate::harness;
 
 /// A schema with everything that a role which says and hears events has.
 struct Rig {
@@ -26,7 +26,7 @@ struct Rig {
 
 impl Rig {
     async fn new() -> Self {
-        let url = support::fresh_database().await;
+        let url = harness::fresh_database().await;
         let pool = db::pool(&url, "role", 10).unwrap();
         for sql in ["create schema role", outbox::DDL, inbox::DDL, dead::DDL] {
             sqlx::raw_sql(sqlx::AssertSqlSafe(sql))

@@ -1,4 +1,4 @@
-//! One binary, a module a guarantee. `support` starts the real stores that the
+//! One binary, a module a guarantee. `harness` starts the real stores that the
 //! tests run against; nothing here is faked that can be run.
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
@@ -7,17 +7,17 @@
     reason = "one story, or one table of inputs, reads better whole"
 )]
 
-mod support;
+mod harness;
 
 mod booking;
 mod chaos;
 mod compose;
 mod embedded;
 mod events;
+mod external_services;
 mod journey;
 mod kafka_events;
 mod loadgen;
-mod outside;
 mod payments;
 mod performances;
 mod proof;

@@ -8,10 +8,10 @@ use std::time::{Duration, Instant};
 
 use axum::http::Method;
 
-use crate::journey::Embedded;
-use crate::journey::process::{self, BIN, Process};
-use crate::journey::steps::Sale;
-use crate::support;
+use crate::harness;
+use crate::harness::process::{self, BIN, Process};
+use crate::harness::server::Server;
+use crate::harness::steps;
 
 /// A terminal of its own, on a tmux server of its own.
 struct Terminal {
@@ -111,8 +111,8 @@ async fn overview(dir: &Path) -> serde_json::Value {
 }
 
 /// A sale where two work and the rest wait.
-async fn busy_sale() -> (Embedded, Sale, String) {
-    let server = Embedded::start(support::data_dir(), &[]).await;
+async fn busy_sale() -> (Server, String) {
+    let mut server = Server::start(harness::data_dir(), &[], &[]).await;
     let numbers = [
         "--performances",
         "1",
@@ -123,24 +123,19 @@ async fn busy_sale() -> (Embedded, Sale, String) {
         "--users",
         "8",
     ];
-    let buyers = server
+    server
         .seed(&[&numbers[..], &["--max-working", "2"]].concat())
         .await;
-    let sale = Sale {
-        api: server.api.clone(),
-        stripe: server.stripe.clone(),
-        buyers,
-    };
-    let (performance, _) = crate::journey::steps::the_performance(&sale).await;
-    for buyer in &sale.buyers[..5] {
-        crate::journey::steps::enter(&sale, buyer, &performance).await;
+    let (performance, _) = steps::the_performance(&server.sale).await;
+    for buyer in &server.sale.buyers[..5] {
+        steps::enter(&server.sale, buyer, &performance).await;
     }
-    (server, sale, performance)
+    (server, performance)
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn an_operator_watches_pauses_and_resumes_a_sale() {
-    let (server, sale, performance) = busy_sale().await;
+    let (mut server, performance) = busy_sale().await;
     let terminal = Terminal::open(100, 30);
     let dir = server.dir.to_str().unwrap().to_owned();
     terminal.type_in("clear; stty -a > /dev/null; echo before");
@@ -175,7 +170,7 @@ async fn an_operator_watches_pauses_and_resumes_a_sale() {
     let patch = serde_json::json!({"maxWorking": 5, "reason": "test"});
     change(&server, &performance, patch).await;
     // Entering admits whoever can be admitted, and takes the raised limit with it.
-    crate::journey::steps::enter(&sale, &sale.buyers[5], &performance).await;
+    steps::enter(&server.sale, &server.sale.buyers[5], &performance).await;
     terminal.shows("Waiting 4").await;
     let queue = &overview(&server.dir).await["queues"][0];
     assert_eq!(
@@ -200,18 +195,18 @@ async fn an_operator_watches_pauses_and_resumes_a_sale() {
         unbroken.contains("before") && !screen.contains("Last events"),
         "not as before:\n{screen}"
     );
-    assert_eq!(server.process.interrupt().await, Some(0));
+    assert_eq!(server.interrupt().await, Some(0));
 }
 
-async fn change(server: &Embedded, performance: &str, body: serde_json::Value) {
-    let token = std::fs::read_to_string(server.dir.join("ops-token")).unwrap();
-    let auth = format!("Bearer {}", token.trim());
+async fn change(server: &Server, performance: &str, body: serde_json::Value) {
+    let auth = server.admin();
     let path = format!("/admin/v1/queues/{performance}");
     let headers = [
         ("authorization", auth.as_str()),
         ("content-type", "application/json"),
     ];
     let reply = server
+        .sale
         .api
         .send(Method::PATCH, &path, &headers, body.to_string())
         .await;
@@ -220,7 +215,7 @@ async fn change(server: &Embedded, performance: &str, body: serde_json::Value) {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_lost_server_is_a_state_and_comes_back() {
-    let (server, _, _) = busy_sale().await;
+    let (mut server, _) = busy_sale().await;
     let terminal = Terminal::open(80, 24);
     let dir = server.dir.clone();
     terminal.type_in(&format!(
@@ -230,7 +225,7 @@ async fn a_lost_server_is_a_state_and_comes_back() {
     terminal.press("Enter");
     terminal.shows("read-only").await;
     terminal.shows("waiting 3").await;
-    server.process.kill().await;
+    server.kill().await;
     let lost = terminal.shows("SERVER LOST for").await;
     assert!(
         lost.contains("waiting 3") && lost.contains("figures are old"),
@@ -263,7 +258,7 @@ async fn a_lost_server_is_a_state_and_comes_back() {
 
 #[tokio::test]
 async fn without_a_server_it_says_so_and_leaves_the_terminal_alone() {
-    let dir = support::data_dir();
+    let dir = harness::data_dir();
     for extra in [&["--once"][..], &["--json", "--once"], &[]] {
         let args = [&["top", "--data-dir", dir.to_str().unwrap()], extra].concat();
         let (code, out, err) = process::run(&args, &[]).await;

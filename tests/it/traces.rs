@@ -13,12 +13,10 @@ use opentelemetry_proto::tonic::{
 };
 use prost::Message;
 
-use crate::{
-    journey::{
-        apart::{Apart, Stores},
-        steps::{self, Sale},
-    },
-    support,
+use crate::harness::{
+    self,
+    apart::{Apart, Stores},
+    steps::{self, Sale},
 };
 
 /// A span, and the service that sent it.
@@ -133,7 +131,7 @@ impl Spans {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_trace_goes_through_every_role_and_over_the_events() {
     let (url, sent) = collector().await;
-    let dir = support::data_dir();
+    let dir = harness::data_dir();
     std::fs::create_dir_all(&dir).unwrap();
     let more = [
         ("OTEL_EXPORTER_OTLP_ENDPOINT", url),
@@ -158,15 +156,15 @@ async fn a_trace_goes_through_every_role_and_over_the_events() {
         .expect(200);
 
     let spans = || Spans(sent.lock().unwrap().clone());
-    support::eventually("one request through the roles to Stripe", async || {
+    harness::eventually("one request through the roles to Stripe", async || {
         spans().one_request()
     })
     .await;
-    support::eventually("a webhook and the events after it", async || {
+    harness::eventually("a webhook and the events after it", async || {
         spans().one_webhook()
     })
     .await;
-    support::eventually("the caller's trace as a link", async || {
+    harness::eventually("the caller's trace as a link", async || {
         spans().names(theirs)
     })
     .await;

@@ -9,12 +9,12 @@ use ticketping::{
 use uuid::Uuid;
 
 use super::world::World;
-use crate::support;
+use crate::harness;
 
 async fn audit(world: &World) -> Report {
     let config = Config {
         database_url: world.database.clone(),
-        redis_url: Some(support::stores().await.redis_url.clone()),
+        redis_url: Some(harness::stores().await.redis_url.clone()),
         redis_prefix: world.prefix.clone(),
         stripe: None,
         wait: std::time::Duration::ZERO,

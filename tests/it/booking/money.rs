@@ -4,7 +4,7 @@ use serde_json::json;
 use uuid::Uuid;
 
 use super::world::World;
-use crate::support;
+use crate::harness;
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_payment_confirms_once_however_often_it_is_told() {
@@ -107,7 +107,7 @@ async fn waiting_for_payments_has_a_bound() {
     world.begin_payment(order, &buyer).await;
     world.lapse(order).await;
     assert_eq!(world.row(order).await.0, "PAYING");
-    support::eventually("nobody waits any more", async || {
+    harness::eventually("nobody waits any more", async || {
         world.state.sweep().await.unwrap();
         world.row(order).await.0 != "PAYING"
     })

@@ -5,7 +5,7 @@ use ticketping::serve::reservations::scripts::{self, Keys, Settle, Settled, Show
 use uuid::Uuid;
 
 use super::world::World;
-use crate::support;
+use crate::harness;
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_empty_redis_is_rebuilt_and_sells_nothing_twice() {
@@ -106,7 +106,7 @@ async fn seats_of_an_older_state_are_repaired_when_an_epoch_begins() {
     assert_eq!(sold.body["sold"], 2);
     world.begin_epoch(4).await;
     world.until_bytes("220000").await;
-    support::eventually("counted anew", async || world.remaining().await == 4).await;
+    harness::eventually("counted anew", async || world.remaining().await == 4).await;
     world.consistent().await;
     tasks.stop(std::time::Duration::from_secs(1)).await;
 }
@@ -180,7 +180,7 @@ async fn a_hold_without_an_order_goes_at_its_deadline() {
     }
     world.state.sweep().await.unwrap();
     assert_eq!(world.bytes().await, "1100", "not before its deadline");
-    support::eventually("the hold is gone", async || {
+    harness::eventually("the hold is gone", async || {
         world.state.sweep().await.unwrap();
         world.bytes().await == "0000"
     })
@@ -199,7 +199,7 @@ async fn a_hold_ends_by_its_bell_within_a_moment() {
     let buyer = world.admitted().await;
     let order = world.order_seats(&buyer, &[0]).await.id();
     let started = std::time::Instant::now();
-    support::eventually("bell or sweep", async || {
+    harness::eventually("bell or sweep", async || {
         world.row(order).await.0 == "EXPIRED"
     })
     .await;

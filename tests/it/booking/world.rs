@@ -37,7 +37,7 @@ use uuid::Uuid;
 use super::house::{
     hall, payments_answering, performances_router, pool, pool_of_performances, upstream,
 };
-use crate::support;
+use crate::harness;
 
 pub struct World {
     pub state: Reservations,
@@ -96,8 +96,8 @@ impl World {
     }
 
     pub async fn with(rows: u32, seats_a_row: u32, config: Config) -> Self {
-        let database = support::fresh_database().await;
-        let redis_url = &support::stores().await.redis_url;
+        let database = harness::fresh_database().await;
+        let redis_url = &harness::stores().await.redis_url;
         let pool = pool(&database, reservations::SCHEMA, &reservations::MIGRATOR).await;
         let catalogue = pool_of_performances(&database).await;
         let (performance, schedule, seats) = hall(&catalogue, rows, seats_a_row).await;
@@ -110,7 +110,7 @@ impl World {
         let (places, _) = PlaceKeys::generate();
         let redis = Redis::connect(redis_url).await.unwrap();
         let payments = Arc::new(std::sync::Mutex::new("CANCELLED"));
-        let prefix = support::prefix();
+        let prefix = harness::prefix();
         let state = Reservations::new(
             config,
             Deps {
@@ -314,7 +314,7 @@ impl World {
         let event = Event::new(id, "payments", kind, key, Utc::now(), raw);
         // What passes is tried again, as the relay does; false: a dead letter.
         let mut handled = None;
-        support::eventually(&format!("{kind} of {key} is handled"), async || {
+        harness::eventually(&format!("{kind} of {key} is handled"), async || {
             handled = match self.handler.handle(&event).await {
                 Ok(()) => Some(true),
                 Err(HandlerError::Retry(_)) => None,
@@ -386,14 +386,14 @@ impl World {
 
     /// Waits until Redis shows these bytes.
     pub async fn until_bytes(&self, wanted: &str) {
-        support::eventually(wanted, async || self.bytes().await == wanted).await;
+        harness::eventually(wanted, async || self.bytes().await == wanted).await;
     }
 
     /// The schedule's seat map, once it shows `wanted` seats otherwise than AVAILABLE.
     pub async fn until_map(&self, wanted: usize) -> Answer {
         let path = format!("/api/v1/schedules/{}/seats", self.schedule);
         let mut map = self.call("GET", &path, "", None).await;
-        support::eventually("the seat map follows", async || {
+        harness::eventually("the seat map follows", async || {
             map = self.call("GET", &path, "", None).await;
             let seats = map.body["seats"].as_array().unwrap();
             seats

@@ -10,8 +10,8 @@ use rand_chacha::ChaCha8Rng;
 use serde_json::{Value, json};
 
 use super::told::{Ending, Record, Told};
-use crate::journey::client::{Http, Reply};
-use crate::journey::steps::Buyer;
+use crate::harness::client::{Http, Reply};
+use crate::harness::steps::Buyer;
 
 /// One answer at most; the servers give up sooner.
 const ANSWER_MAX: Duration = Duration::from_secs(12);

@@ -24,7 +24,7 @@ use self::buyer::{Shop, Shopper};
 use self::plan::{Shape, Size};
 use self::told::{Ending, Record};
 use self::world::World;
-use crate::journey::steps::{Buyer, Sale, the_performance};
+use crate::harness::steps::{Buyer, Sale, the_performance};
 
 /// One round in `make test`.
 const SHORT: Size = Size {

@@ -10,8 +10,8 @@ use ticketping::platform::db;
 use super::buyer::Shop;
 use super::told::{Record, Told};
 use super::world::World;
-use crate::journey::client::{Http, Reply};
-use crate::journey::steps::Buyer;
+use crate::harness::client::{Http, Reply};
+use crate::harness::steps::Buyer;
 
 /// Longer than any lease, session or retry that must run out first.
 const REST_MAX: Duration = Duration::from_secs(90);

@@ -13,12 +13,12 @@ use ticketping::serve::secrets::Kept;
 use tokio::task::JoinHandle;
 
 use super::plan::{Blow, ROLES, Shape, Size, Strike, Victim};
-use crate::journey::apart::{Apart, Stores};
-use crate::journey::client::Http;
-use crate::journey::process::{self, Process};
-use crate::journey::steps::{self, Buyer};
-use crate::support::kafka::Kafka;
-use crate::support::{self, send};
+use crate::harness::apart::{Apart, Stores};
+use crate::harness::client::Http;
+use crate::harness::kafka::Kafka;
+use crate::harness::process::{self, Process};
+use crate::harness::steps::{self, Buyer};
+use crate::harness::{self, send};
 
 /// What ended by itself (a store was away when it started) is started again after so long,
 /// as a service manager would.
@@ -83,7 +83,7 @@ fn environment(seed: u64) -> Vec<(&'static str, String)> {
 
 impl World {
     pub async fn open(shape: Shape, size: Size, seed: u64) -> Self {
-        let dir = support::data_dir();
+        let dir = harness::data_dir();
         std::fs::create_dir_all(&dir).unwrap();
         let mut world = match shape {
             Shape::Apart => Self::apart(dir, seed).await,
@@ -99,7 +99,7 @@ impl World {
             durable: false,
             ..Options::default()
         };
-        let own = support::data_dir();
+        let own = harness::data_dir();
         let (stores, kafka) =
             tokio::join!(EmbeddedStores::start_with(&own, forgetful), Kafka::start());
         let stores = stores.unwrap();
@@ -121,7 +121,7 @@ impl World {
     }
 
     async fn all(dir: PathBuf, seed: u64) -> Self {
-        let (api, stripe) = (support::free_port(), support::free_port());
+        let (api, stripe) = (harness::free_port(), harness::free_port());
         let at = |port: u16| format!("127.0.0.1:{port}");
         let args = [
             "serve",

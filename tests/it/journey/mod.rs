@@ -1,65 +1,19 @@
 //! A whole sale over HTTP, as an outside client sees it: first in one process,
 //! then with every role apart; and what a crash leaves.
 
-pub mod apart;
-pub mod client;
-pub mod process;
-pub mod steps;
+use std::time::Duration;
 
-use std::{path::PathBuf, time::Duration};
-
-use self::{
-    client::Http,
-    process::{Process, runtime_file},
-    steps::{Buyer, Sale, bad_input, whole_sale},
+use crate::harness::{
+    self,
+    apart::Apart,
+    process,
+    server::Server,
+    steps::{self, Sale, bad_input, whole_sale},
 };
-use crate::support;
-
-/// An embedded server in a data directory of its own.
-pub struct Embedded {
-    pub dir: PathBuf,
-    pub process: Process,
-    pub api: Http,
-    pub stripe: Http,
-    pub ops: Http,
-}
-
-impl Embedded {
-    pub async fn start(dir: PathBuf, extra: &[&str]) -> Self {
-        std::fs::create_dir_all(&dir).unwrap();
-        let log = dir.with_extension("log");
-        let data_dir = dir.to_str().unwrap().to_owned();
-        let any = "127.0.0.1:0";
-        let mut args = vec!["serve", "all", "--data-dir", &data_dir, "--listen", any];
-        args.extend(["--ops-listen", any, "--stripe-sandbox-listen", any]);
-        args.extend(extra);
-        let process = Process::start(&args, &[], &log);
-        let runtime = runtime_file(&dir, &log).await;
-        let http = |key: &str| Http::new(runtime[key].as_str().unwrap());
-        let (api, stripe, ops) = (http("url"), http("stripeUrl"), http("opsUrl"));
-        Self {
-            dir,
-            process,
-            api,
-            stripe,
-            ops,
-        }
-    }
-
-    /// Seeds with numbers: every performance open, every seat free.
-    pub async fn seed(&self, args: &[&str]) -> Vec<Buyer> {
-        let data_dir = self.dir.to_str().unwrap();
-        let mut all = vec!["seed", "--data-dir", data_dir, "--yes"];
-        all.extend(args);
-        let (code, out, err) = process::run(&all, &[]).await;
-        assert_eq!(code, 0, "{out}\n{err}");
-        steps::buyers(&self.dir.join("tokens.jsonl"))
-    }
-}
 
 #[tokio::test(flavor = "multi_thread")]
 async fn one_process_sells_a_whole_house() {
-    let server = Embedded::start(support::data_dir(), &[]).await;
+    let mut server = Server::start(harness::data_dir(), &[], &[]).await;
     let seed = [
         "--performances",
         "1",
@@ -71,14 +25,9 @@ async fn one_process_sells_a_whole_house() {
         "6",
     ];
     let times = ["--max-working", "2", "--hold-ttl", "3s"];
-    let buyers = server.seed(&[&seed[..], &times[..]].concat()).await;
-    let sale = Sale {
-        api: server.api.clone(),
-        stripe: server.stripe.clone(),
-        buyers,
-    };
-    whole_sale(&sale).await;
-    bad_input(&sale).await;
+    server.seed(&[&seed[..], &times[..]].concat()).await;
+    whole_sale(&server.sale).await;
+    bad_input(&server.sale).await;
     let metrics = server.ops.get("/metrics", &[]).await.expect(200).text;
     for name in [
         "http_requests_total",
@@ -92,14 +41,14 @@ async fn one_process_sells_a_whole_house() {
     }
     server.ops.get("/livez", &[]).await.expect(200);
     server.ops.get("/readyz", &[]).await.expect(200);
-    assert_eq!(server.process.interrupt().await, Some(0));
+    assert_eq!(server.interrupt().await, Some(0));
     assert!(!server.dir.join("runtime.json").exists());
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn what_was_confirmed_survives_kill_9() {
-    let dir = support::data_dir();
-    let server = Embedded::start(dir.clone(), &[]).await;
+    let dir = harness::data_dir();
+    let mut server = Server::start(dir.clone(), &[], &[]).await;
     let seed = [
         "--performances",
         "1",
@@ -110,23 +59,15 @@ async fn what_was_confirmed_survives_kill_9() {
         "--users",
         "2",
     ];
-    let buyers = server.seed(&seed).await;
-    let sale = Sale {
-        api: server.api.clone(),
-        stripe: server.stripe.clone(),
-        buyers,
-    };
-    let order = steps::buy(&sale, &sale.buyers[0], 2).await;
-    let waiting = steps::enter(&sale, &sale.buyers[1], &order.performance).await;
-    server.process.kill().await;
+    server.seed(&seed).await;
+    let buyers = server.sale.buyers.clone();
+    let order = steps::buy(&server.sale, &buyers[0], 2).await;
+    let waiting = steps::enter(&server.sale, &buyers[1], &order.performance).await;
+    server.kill().await;
 
-    let server = Embedded::start(dir, &[]).await;
-    let sale = Sale {
-        api: server.api.clone(),
-        stripe: server.stripe.clone(),
-        ..sale
-    };
-    let auth = sale.buyers[0].auth();
+    let mut server = Server::start(dir, &[], &[]).await;
+    let sale = &server.sale;
+    let auth = buyers[0].auth();
     let path = format!("/api/v1/orders/{}", order.id);
     let after = sale
         .api
@@ -150,14 +91,14 @@ async fn what_was_confirmed_survives_kill_9() {
         .get(&path, &[("queue-token", &waiting.str("queueToken"))])
         .await;
     assert_eq!(place.expect(200).body["number"], waiting.body["number"]);
-    assert_eq!(server.process.interrupt().await, Some(0));
+    assert_eq!(server.interrupt().await, Some(0));
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn every_role_apart_sells_the_same_house() {
-    let dir = support::data_dir();
+    let dir = harness::data_dir();
     std::fs::create_dir_all(&dir).unwrap();
-    let mut apart = apart::Apart::start(&dir).await;
+    let mut apart = Apart::start(&dir).await;
     let seed = [
         "--performances",
         "1",
@@ -187,9 +128,9 @@ async fn every_role_apart_sells_the_same_house() {
 async fn a_wrong_start_ends_at_once_and_says_why() {
     let taken = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
     let taken = taken.local_addr().unwrap().to_string();
-    let dir = support::data_dir();
+    let dir = harness::data_dir();
     let dir = dir.to_str().unwrap();
-    let free = format!("127.0.0.1:{}", support::free_port());
+    let free = format!("127.0.0.1:{}", harness::free_port());
     let cases: &[(&[&str], i32, &str)] = &[
         (&["serve", "everything"], 2, "everything"),
         (&["serve", "queue", "--listen", &free], 2, "--"),

@@ -13,8 +13,8 @@ use ticketping::platform::{metrics::Metrics, tasks::Tasks};
 use uuid::Uuid;
 
 use super::{Rig, effect, eventually, value_of};
-use crate::support::guardian;
-use crate::support::kafka::kafka;
+use crate::harness::kafka::kafka;
+use crate::harness::reaper;
 
 const DATABASE: &str = "TICKETPING_TEST_CONSUMER_DATABASE";
 const BROKERS: &str = "TICKETPING_TEST_CONSUMER_BROKERS";
@@ -94,7 +94,7 @@ impl Rig {
             .stderr(Stdio::null())
             .spawn()
             .unwrap();
-        guardian::end(child.id(), "as_a_consumer");
+        reaper::end(child.id(), "as_a_consumer");
         child
     }
 

@@ -21,8 +21,8 @@ use ticketping::platform::events::{
 use ticketping::platform::{db, metrics::Metrics, overview::Health, tasks::Tasks};
 use uuid::Uuid;
 
-use crate::support;
-use crate::support::kafka::{Kafka, kafka};
+use crate::harness;
+use crate::harness::kafka::{Kafka, kafka};
 
 struct Rig {
     url: String,
@@ -34,7 +34,7 @@ struct Rig {
 
 impl Rig {
     async fn new(brokers: &str) -> Self {
-        let url = support::fresh_database().await;
+        let url = harness::fresh_database().await;
         let pool = db::pool(&url, "role", 20).unwrap();
         let effects = "create table effects (n bigint generated always as identity, key text, value int, by text);
             create table begun (value int)";
@@ -51,7 +51,7 @@ impl Rig {
                 .unwrap();
         }
         let config = KafkaConfig {
-            prefix: support::prefix(),
+            prefix: harness::prefix(),
             partitions: 4,
             ..KafkaConfig::new(brokers)
         };

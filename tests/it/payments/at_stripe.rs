@@ -13,23 +13,23 @@ use http::{Request, StatusCode, header};
 use http_body_util::BodyExt;
 use sqlx::{Connection, PgConnection};
 
-use super::shop::Shop;
-use crate::journey::steps::{Buyer, pay};
-use crate::support::stripe_mock::stripe_mock;
+use crate::harness::server::Server;
+use crate::harness::steps::{Buyer, pay};
+use crate::harness::stripe_mock::stripe_mock;
 use ticketping::platform::upstream::{HttpClient, http_client};
 
 /// A confirmed order: its id, its payment's and its intent's.
-async fn bought(shop: &Shop, buyer: &Buyer, card: &str) -> (String, String, String) {
-    let order = shop.hold(buyer).await.str("id");
-    let payment = shop.begin(buyer, &order).await.expect(201);
-    pay(&shop.sale, &payment, card).await.expect(200);
-    shop.until_order(buyer, &order, "CONFIRMED").await;
+async fn bought(server: &Server, buyer: &Buyer, card: &str) -> (String, String, String) {
+    let order = server.hold(buyer).await.str("id");
+    let payment = server.begin(buyer, &order).await.expect(201);
+    pay(&server.sale, &payment, card).await.expect(200);
+    server.until_order(buyer, &order, "CONFIRMED").await;
     (order, payment.str("id"), payment.str("paymentIntentId"))
 }
 
 /// The kinds of alarm raised about an order, once there is one.
-async fn alarms(shop: &Shop, order: &str) -> Vec<String> {
-    let mut books = PgConnection::connect(&shop.database_url()).await.unwrap();
+async fn alarms(server: &Server, order: &str) -> Vec<String> {
+    let mut books = PgConnection::connect(&server.database_url()).await.unwrap();
     let begun = Instant::now();
     loop {
         let kinds: Vec<String> =
@@ -46,10 +46,10 @@ async fn alarms(shop: &Shop, order: &str) -> Vec<String> {
     }
 }
 
-async fn refunded(shop: &Shop, buyer: &Buyer, payment: &str, amount: &serde_json::Value) {
+async fn refunded(server: &Server, buyer: &Buyer, payment: &str, amount: &serde_json::Value) {
     let (auth, path) = (buyer.auth(), format!("/api/v1/payments/{payment}"));
     let headers = [("authorization", &*auth)];
-    (shop.sale.api)
+    (server.sale.api)
         .until(&path, &headers, |reply| {
             reply.body["refundedAmount"] == *amount
         })
@@ -60,21 +60,24 @@ async fn refunded(shop: &Shop, buyer: &Buyer, payment: &str, amount: &serde_json
 /// and no more goes back than came in.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_part_refunded_at_stripe_is_an_alarm_and_the_whole_a_refund() {
-    let shop = Shop::open("2", "60s", &[]).await;
-    for (buyer, rest_at_stripe) in shop.sale.buyers.iter().zip([true, false]) {
-        let (order, payment, intent) = bought(&shop, buyer, "pm_card_visa").await;
-        shop.refund_at_stripe(&intent, Some(1_000)).await;
-        refunded(&shop, buyer, &payment, &1_000.into()).await;
-        assert_eq!(alarms(&shop, &order).await, ["REFUNDED_AT_STRIPE"]);
-        assert_eq!(shop.order(buyer, &order).await.body["status"], "CONFIRMED");
+    let server = Server::open("2", "60s", &[]).await;
+    for (buyer, rest_at_stripe) in server.sale.buyers.iter().zip([true, false]) {
+        let (order, payment, intent) = bought(&server, buyer, "pm_card_visa").await;
+        server.refund_at_stripe(&intent, Some(1_000)).await;
+        refunded(&server, buyer, &payment, &1_000.into()).await;
+        assert_eq!(alarms(&server, &order).await, ["REFUNDED_AT_STRIPE"]);
+        assert_eq!(
+            server.order(buyer, &order).await.body["status"],
+            "CONFIRMED"
+        );
         if rest_at_stripe {
-            shop.refund_at_stripe(&intent, None).await;
+            server.refund_at_stripe(&intent, None).await;
         } else {
-            shop.cancel(buyer, &order).await.expect(200);
+            server.cancel(buyer, &order).await.expect(200);
         }
-        let found = shop.until_order(buyer, &order, "REFUNDED").await;
-        refunded(&shop, buyer, &payment, &found.body["amount"]).await;
-        let back = shop.refunds(&intent).await;
+        let found = server.until_order(buyer, &order, "REFUNDED").await;
+        refunded(&server, buyer, &payment, &found.body["amount"]).await;
+        let back = server.refunds(&intent).await;
         let back: i64 = back.iter().map(|one| one["amount"].as_i64().unwrap()).sum();
         assert_eq!(found.body["amount"], back);
     }
@@ -83,12 +86,15 @@ async fn a_part_refunded_at_stripe_is_an_alarm_and_the_whole_a_refund() {
 /// The bank takes the money back without asking: somebody must answer it; the seats stay sold.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_dispute_is_an_alarm_and_the_order_stands() {
-    let shop = Shop::open("1", "60s", &[]).await;
-    let buyer = &shop.sale.buyers[0];
-    let (order, payment, _) = bought(&shop, buyer, "pm_card_createDispute").await;
-    assert_eq!(alarms(&shop, &order).await, ["DISPUTE"]);
-    assert_eq!(shop.order(buyer, &order).await.body["status"], "CONFIRMED");
-    let paid = shop.payment(buyer, &payment).await.expect(200);
+    let server = Server::open("1", "60s", &[]).await;
+    let buyer = &server.sale.buyers[0];
+    let (order, payment, _) = bought(&server, buyer, "pm_card_createDispute").await;
+    assert_eq!(alarms(&server, &order).await, ["DISPUTE"]);
+    assert_eq!(
+        server.order(buyer, &order).await.body["status"],
+        "CONFIRMED"
+    );
+    let paid = server.payment(buyer, &payment).await.expect(200);
     assert_eq!(paid.body["status"], "SUCCEEDED");
     assert_eq!(paid.body["refundedAmount"], 0);
 }
@@ -172,21 +178,27 @@ impl Between {
 #[tokio::test(flavor = "multi_thread")]
 async fn every_request_of_ours_is_one_that_stripe_takes() {
     let (between, url) = Between::start().await;
-    let shop = Shop::open("2", "60s", &[("STRIPE_URL", &url)]).await;
-    between.sandbox.set(shop.sale.stripe.base.clone()).unwrap();
-    let [keeps, gives_up] = &shop.sale.buyers[..] else {
+    let server = Server::open("2", "60s", &[("STRIPE_URL", &url)]).await;
+    between
+        .sandbox
+        .set(server.sale.stripe.base.clone())
+        .unwrap();
+    let [keeps, gives_up] = &server.sale.buyers[..] else {
         panic!("two buyers");
     };
-    let (order, payment, intent) = bought(&shop, keeps, "pm_card_visa").await;
-    shop.cancel(keeps, &order).await.expect(200);
-    shop.until_order(keeps, &order, "REFUNDED").await;
-    let amount = shop.payment(keeps, &payment).await.expect(200).body["amount"].clone();
-    refunded(&shop, keeps, &payment, &amount).await;
-    assert_eq!(shop.refunds(&intent).await.len(), 1);
-    let order = shop.hold(gives_up).await.str("id");
-    let payment = shop.begin(gives_up, &order).await.expect(201);
-    shop.payment(gives_up, &payment.str("id")).await.expect(200);
-    shop.cancel(gives_up, &order).await.expect(200);
+    let (order, payment, intent) = bought(&server, keeps, "pm_card_visa").await;
+    server.cancel(keeps, &order).await.expect(200);
+    server.until_order(keeps, &order, "REFUNDED").await;
+    let amount = server.payment(keeps, &payment).await.expect(200).body["amount"].clone();
+    refunded(&server, keeps, &payment, &amount).await;
+    assert_eq!(server.refunds(&intent).await.len(), 1);
+    let order = server.hold(gives_up).await.str("id");
+    let payment = server.begin(gives_up, &order).await.expect(201);
+    server
+        .payment(gives_up, &payment.str("id"))
+        .await
+        .expect(200);
+    server.cancel(gives_up, &order).await.expect(200);
 
     assert_eq!(*between.refused.lock().unwrap(), [""; 0]);
     // Its health is asked for too, now and then.

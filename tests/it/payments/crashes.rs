@@ -8,10 +8,10 @@ use serde_json::{Value, json};
 use sqlx::{Connection, PgConnection};
 use ticketping::platform::failpoint::FAILPOINTS;
 
-use super::shop::Shop;
-use crate::journey::client::Reply;
-use crate::journey::steps::{self, Buyer, pay};
-use crate::support::eventually;
+use crate::harness::client::Reply;
+use crate::harness::eventually;
+use crate::harness::server::Server;
+use crate::harness::steps::{self, Buyer, pay};
 
 /// Soon after a restart, what was open is looked at again.
 const QUICK: (&str, &str) = ("TICKETPING_PAYMENT_RECONCILE_AFTER", "2s");
@@ -56,7 +56,7 @@ pub fn of_a_late_payment() -> Vec<&'static str> {
 
 /// One buyer's order, and somebody to walk on it while the process lives.
 struct Walk {
-    shop: Shop,
+    server: Server,
     buyer: Buyer,
     /// Empty where none was made before.
     order: String,
@@ -75,25 +75,25 @@ async fn sweep(
 ) {
     assert!(!points.is_empty());
     let users = points.len().to_string();
-    let mut shop = Shop::open(&users, hold_ttl, envs).await;
+    let mut server = Server::open(&users, hold_ttl, envs).await;
     for (at, point) in points.iter().enumerate() {
-        let buyer = shop.sale.buyers[at].clone();
+        let buyer = server.sale.buyers[at].clone();
         let order = match held {
-            true => shop.hold(&buyer).await.str("id"),
+            true => server.hold(&buyer).await.str("id"),
             false => String::new(),
         };
-        at_rest(&shop).await;
+        at_rest(&server).await;
         let armed = [envs, &[("TICKETPING_FAILPOINT", *point)]].concat();
-        shop = shop.again(&armed).await;
-        assert!(!shop.dead(), "{point}: died before anything was asked");
-        let on = walk(&shop, &buyer, &order);
+        server = server.again(&armed).await;
+        assert!(!server.dead(), "{point}: died before anything was asked");
+        let on = walk(&server, &buyer, &order);
         let walking = tokio::spawn(async move { steps(&on).await });
-        tokio::time::timeout(Duration::from_secs(30), lives_until(&mut shop))
+        tokio::time::timeout(Duration::from_secs(30), lives_until(&mut server))
             .await
             .unwrap_or_else(|_| panic!("{point} was never passed"));
         walking.abort();
-        shop = shop.again(envs).await;
-        let on = walk(&shop, &buyer, &order);
+        server = server.again(envs).await;
+        let on = walk(&server, &buyer, &order);
         let settled = tokio::time::timeout(SETTLED_WITHIN, finish(&on));
         settled
             .await
@@ -104,12 +104,12 @@ async fn sweep(
 
 /// Nothing is on its way any more: a webhook or an event of the buyer before would meet the
 /// armed point while the server still starts.
-async fn at_rest(shop: &Shop) {
+async fn at_rest(server: &Server) {
     let open = "select (select count(*) from stripe_sandbox.deliveries where state = 'pending')
         + (select count(*) from payments.webhook_events where processed_at is null)
         + (select count(*) from payments.outbox where published_at is null)
         + (select count(*) from reservations.outbox where published_at is null)";
-    let mut books = PgConnection::connect(&shop.database_url()).await.unwrap();
+    let mut books = PgConnection::connect(&server.database_url()).await.unwrap();
     eventually("nothing is on its way", async || {
         let open: i64 = sqlx::query_scalar(open)
             .fetch_one(&mut books)
@@ -120,23 +120,23 @@ async fn at_rest(shop: &Shop) {
     .await;
 }
 
-fn walk(shop: &Shop, buyer: &Buyer, order: &str) -> Walk {
+fn walk(server: &Server, buyer: &Buyer, order: &str) -> Walk {
     Walk {
-        shop: shop.walker(shop.sale.api.clone(), shop.sale.stripe.clone()),
+        server: server.walker(server.sale.api.clone(), server.sale.stripe.clone()),
         buyer: buyer.clone(),
         order: order.to_owned(),
     }
 }
 
-async fn lives_until(shop: &mut Shop) {
-    while !shop.dead() {
+async fn lives_until(server: &mut Server) {
+    while !server.dead() {
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
 }
 
 impl Walk {
     async fn status(&self) -> String {
-        self.shop
+        self.server
             .order(&self.buyer, &self.order)
             .await
             .str("status")
@@ -144,9 +144,9 @@ impl Walk {
 
     /// The same key whenever it is asked.
     async fn hold(&self) -> Reply {
-        let (performance, schedule) = steps::the_performance(&self.shop.sale).await;
-        let place = steps::enter(&self.shop.sale, &self.buyer, &performance).await;
-        let place = steps::turn(&self.shop.sale, &performance, place).await;
+        let (performance, schedule) = steps::the_performance(&self.server.sale).await;
+        let place = steps::enter(&self.server.sale, &self.buyer, &performance).await;
+        let place = steps::turn(&self.server.sale, &performance, place).await;
         let (auth, token) = (self.buyer.auth(), place.str("queueToken"));
         let headers = [
             ("authorization", &*auth),
@@ -154,7 +154,7 @@ impl Walk {
             ("idempotency-key", "the-hold"),
         ];
         let wish = json!({"scheduleId": schedule, "bestAvailable": {"count": 2}});
-        self.shop
+        self.server
             .sale
             .api
             .post("/api/v1/orders", &headers, wish)
@@ -163,7 +163,7 @@ impl Walk {
 
     /// The only capture of this order, when there is exactly one.
     async fn captured(&self) -> Option<Value> {
-        let intents = self.shop.intents(&self.order).await;
+        let intents = self.server.intents(&self.order).await;
         let mut captured = intents.iter().filter(|one| one["status"] == "succeeded");
         let first = captured.next().cloned();
         assert!(captured.next().is_none(), "captured twice: {intents:?}");
@@ -171,7 +171,7 @@ impl Walk {
     }
 
     async fn sql(&self, sql: &'static str) {
-        let mut conn = PgConnection::connect(&self.shop.database_url())
+        let mut conn = PgConnection::connect(&self.server.database_url())
             .await
             .unwrap();
         sqlx::query(sql).execute(&mut conn).await.unwrap();
@@ -200,16 +200,20 @@ async fn dying_at_any_edge_neither_loses_nor_doubles_money() {
 
 /// A purchase and its cancellation, as far as the server lives to answer.
 async fn purchase_and_refund(walk: &Walk) {
-    let payment = walk.shop.begin(&walk.buyer, &walk.order).await;
+    let payment = walk.server.begin(&walk.buyer, &walk.order).await;
     if payment.status != 201 {
         return;
     }
-    if pay(&walk.shop.sale, &payment, "pm_card_visa").await.status == 200 {
-        walk.shop
+    if pay(&walk.server.sale, &payment, "pm_card_visa")
+        .await
+        .status
+        == 200
+    {
+        walk.server
             .until_order(&walk.buyer, &walk.order, "CONFIRMED")
             .await;
-        walk.shop.cancel(&walk.buyer, &walk.order).await;
-        walk.shop
+        walk.server.cancel(&walk.buyer, &walk.order).await;
+        walk.server
             .until_order(&walk.buyer, &walk.order, "REFUNDED")
             .await;
     }
@@ -220,11 +224,11 @@ async fn refunded_once(walk: &Walk) {
     loop {
         match walk.status().await.as_str() {
             "REFUNDED" => break,
-            "CONFIRMED" => drop(walk.shop.cancel(&walk.buyer, &walk.order).await),
+            "CONFIRMED" => drop(walk.server.cancel(&walk.buyer, &walk.order).await),
             "PENDING_PAYMENT" => {
-                let payment = walk.shop.begin(&walk.buyer, &walk.order).await;
+                let payment = walk.server.begin(&walk.buyer, &walk.order).await;
                 if payment.status == 201 && payment.body["clientSecret"].is_string() {
-                    pay(&walk.shop.sale, &payment, "pm_card_visa").await;
+                    pay(&walk.server.sale, &payment, "pm_card_visa").await;
                 }
             }
             other => panic!("the order became {other}"),
@@ -233,7 +237,7 @@ async fn refunded_once(walk: &Walk) {
     }
     loop {
         let captured = walk.captured().await.expect("it was paid");
-        let refunds = walk.shop.refunds(captured["id"].as_str().unwrap()).await;
+        let refunds = walk.server.refunds(captured["id"].as_str().unwrap()).await;
         assert!(refunds.len() <= 1, "refunded twice");
         if let [refund] = refunds.as_slice() {
             assert_eq!(refund["amount"], captured["amount_received"]);
@@ -261,13 +265,17 @@ async fn the_intent_of_a_dead_process_is_found_again() {
 
 async fn begun_and_nobody_told(walk: &Walk) {
     // Stripe's own news of the intent would lead to it as well.
-    walk.shop.faults("webhook_drop").await;
-    walk.shop.begin(&walk.buyer, &walk.order).await;
+    walk.server.faults("webhook_drop").await;
+    walk.server.begin(&walk.buyer, &walk.order).await;
 }
 
 async fn one_intent(walk: &Walk) {
-    let payment = walk.shop.begin(&walk.buyer, &walk.order).await.expect(201);
-    let intents = walk.shop.intents(&walk.order).await;
+    let payment = walk
+        .server
+        .begin(&walk.buyer, &walk.order)
+        .await
+        .expect(201);
+    let intents = walk.server.intents(&walk.order).await;
     let ids: Vec<&Value> = intents.iter().map(|one| &one["id"]).collect();
     assert_eq!(ids, [&payment.body["paymentIntentId"]]);
 }
@@ -288,13 +296,16 @@ async fn dying_while_a_payment_is_given_up_leaves_nothing_to_pay() {
 }
 
 async fn begun_and_given_up(walk: &Walk) {
-    walk.shop.begin(&walk.buyer, &walk.order).await.expect(201);
-    walk.shop.cancel(&walk.buyer, &walk.order).await;
+    walk.server
+        .begin(&walk.buyer, &walk.order)
+        .await
+        .expect(201);
+    walk.server.cancel(&walk.buyer, &walk.order).await;
 }
 
 async fn given_up(walk: &Walk) {
     loop {
-        let reply = walk.shop.cancel(&walk.buyer, &walk.order).await;
+        let reply = walk.server.cancel(&walk.buyer, &walk.order).await;
         if reply.status == 200 {
             assert_eq!(reply.body["status"], "CANCELLED");
             break;
@@ -302,7 +313,7 @@ async fn given_up(walk: &Walk) {
         pause().await;
     }
     while walk
-        .shop
+        .server
         .intents(&walk.order)
         .await
         .iter()
@@ -339,7 +350,7 @@ async fn one_order(walk: &Walk) {
     let auth = walk.buyer.auth();
     let headers = [("authorization", &*auth)];
     let list = walk
-        .shop
+        .server
         .sale
         .api
         .get("/api/v1/orders", &headers)
@@ -371,9 +382,9 @@ async fn one_order(walk: &Walk) {
         let held: Vec<&Value> = held.map(|one| &one["id"]).collect();
         held.len() == 2 && seats.iter().all(|seat| held.contains(seat))
     };
-    walk.shop.sale.api.until(&path, &[], held_by_it).await;
+    walk.server.sale.api.until(&path, &[], held_by_it).await;
     // The next one begins with an empty house.
-    walk.shop.cancel(&walk.buyer, &id).await.expect(200);
+    walk.server.cancel(&walk.buyer, &id).await.expect(200);
 }
 
 /// The hold ends and the payment is still at the bank; it succeeds when the order is EXPIRED.
@@ -394,24 +405,28 @@ async fn dying_while_late_money_takes_its_seats_again_confirms_once() {
 }
 
 async fn paid_late(walk: &Walk) {
-    walk.shop.faults("confirm/processing=3s").await;
-    let payment = walk.shop.begin(&walk.buyer, &walk.order).await.expect(201);
-    pay(&walk.shop.sale, &payment, "pm_card_visa")
+    walk.server.faults("confirm/processing=3s").await;
+    let payment = walk
+        .server
+        .begin(&walk.buyer, &walk.order)
+        .await
+        .expect(201);
+    pay(&walk.server.sale, &payment, "pm_card_visa")
         .await
         .expect(200);
     // Restarts take longer than a hold that would end by itself.
     walk.sql("update reservations.orders set expires_at = now()")
         .await;
-    walk.shop
+    walk.server
         .until_order(&walk.buyer, &walk.order, "EXPIRED")
         .await;
 }
 
 async fn confirmed_late(walk: &Walk) {
-    walk.shop
+    walk.server
         .until_order(&walk.buyer, &walk.order, "CONFIRMED")
         .await;
     let captured = walk.captured().await.expect("it was paid");
-    let refunds = walk.shop.refunds(captured["id"].as_str().unwrap()).await;
+    let refunds = walk.server.refunds(captured["id"].as_str().unwrap()).await;
     assert!(refunds.is_empty(), "{refunds:?}");
 }

@@ -3,36 +3,37 @@
 
 mod at_stripe;
 pub mod crashes;
-mod shop;
 
 use std::time::{Duration, Instant};
 
 use sqlx::{Connection, PgConnection};
 
-use self::shop::{Shop, pause};
-use crate::journey::steps::pay;
+use crate::harness::server::{Server, pause};
+use crate::harness::steps::pay;
 
 /// Nobody is told, but the buyer's page asks: the payment heals and the order is confirmed.
 #[tokio::test(flavor = "multi_thread")]
 async fn lost_webhooks_are_healed_by_asking_and_by_the_reconciler() {
-    let shop = Shop::open("4", "60s", &[("TICKETPING_PAYMENT_RECONCILE_AFTER", "2s")]).await;
-    shop.faults("webhook_drop").await;
+    let server = Server::open("4", "60s", &[("TICKETPING_PAYMENT_RECONCILE_AFTER", "2s")]).await;
+    server.faults("webhook_drop").await;
     for (at, asks) in [(0, true), (1, false)] {
-        let buyer = &shop.sale.buyers[at];
-        let order = shop.hold(buyer).await.str("id");
-        let payment = shop.begin(buyer, &order).await.expect(201);
-        pay(&shop.sale, &payment, "pm_card_visa").await.expect(200);
+        let buyer = &server.sale.buyers[at];
+        let order = server.hold(buyer).await.str("id");
+        let payment = server.begin(buyer, &order).await.expect(201);
+        pay(&server.sale, &payment, "pm_card_visa")
+            .await
+            .expect(200);
         if asks {
-            let seen = shop.payment(buyer, &payment.str("id")).await.expect(200);
+            let seen = server.payment(buyer, &payment.str("id")).await.expect(200);
             assert_eq!(seen.body["status"], "SUCCEEDED", "{}", seen.text);
         }
-        shop.until_order(buyer, &order, "CONFIRMED").await;
+        server.until_order(buyer, &order, "CONFIRMED").await;
     }
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn webhooks_twice_late_out_of_order_forged_or_of_another_version_confirm_once() {
-    let shop = Shop::open("8", "60s", &[]).await;
+    let server = Server::open("8", "60s", &[]).await;
     let faults = [
         "webhook_duplicate=3",
         "webhook_reorder",
@@ -41,16 +42,18 @@ async fn webhooks_twice_late_out_of_order_forged_or_of_another_version_confirm_o
         "webhook_two_signatures",
         "skew",
     ];
-    for (buyer, fault) in shop.sale.buyers.iter().zip(faults) {
-        shop.faults(fault).await;
-        let order = shop.hold(buyer).await.str("id");
-        let payment = shop.begin(buyer, &order).await.expect(201);
-        pay(&shop.sale, &payment, "pm_card_chargeDeclined")
+    for (buyer, fault) in server.sale.buyers.iter().zip(faults) {
+        server.faults(fault).await;
+        let order = server.hold(buyer).await.str("id");
+        let payment = server.begin(buyer, &order).await.expect(201);
+        pay(&server.sale, &payment, "pm_card_chargeDeclined")
             .await
             .expect(402);
-        pay(&shop.sale, &payment, "pm_card_visa").await.expect(200);
-        shop.until_order(buyer, &order, "CONFIRMED").await;
-        let intents = shop.intents(&order).await;
+        pay(&server.sale, &payment, "pm_card_visa")
+            .await
+            .expect(200);
+        server.until_order(buyer, &order, "CONFIRMED").await;
+        let intents = server.intents(&order).await;
         assert_eq!(intents.len(), 1, "{fault}");
         assert_eq!(
             intents[0]["amount_received"], payment.body["amount"],
@@ -61,21 +64,24 @@ async fn webhooks_twice_late_out_of_order_forged_or_of_another_version_confirm_o
             "{fault}"
         );
         assert!(
-            shop.refunds(intents[0]["id"].as_str().unwrap())
+            server
+                .refunds(intents[0]["id"].as_str().unwrap())
                 .await
                 .is_empty(),
             "{fault}"
         );
     }
     // A forged one confirms nothing.
-    shop.faults("webhook_forge").await;
-    let buyer = &shop.sale.buyers[6];
-    let order = shop.hold(buyer).await.str("id");
-    let payment = shop.begin(buyer, &order).await.expect(201);
-    pay(&shop.sale, &payment, "pm_card_visa").await.expect(200);
+    server.faults("webhook_forge").await;
+    let buyer = &server.sale.buyers[6];
+    let order = server.hold(buyer).await.str("id");
+    let payment = server.begin(buyer, &order).await.expect(201);
+    pay(&server.sale, &payment, "pm_card_visa")
+        .await
+        .expect(200);
     pause(1.5).await;
     assert_eq!(
-        shop.order(buyer, &order).await.body["status"],
+        server.order(buyer, &order).await.body["status"],
         "PENDING_PAYMENT"
     );
 }
@@ -84,7 +90,7 @@ async fn webhooks_twice_late_out_of_order_forged_or_of_another_version_confirm_o
 /// buyer gets one payment that can be paid, and pays once.
 #[tokio::test(flavor = "multi_thread")]
 async fn an_unknown_answer_at_creation_leads_to_one_payable_intent() {
-    let shop = Shop::open("6", "60s", &[]).await;
+    let server = Server::open("6", "60s", &[]).await;
     for (at, fault) in [
         "create/error_after",
         "create/error_before",
@@ -93,26 +99,28 @@ async fn an_unknown_answer_at_creation_leads_to_one_payable_intent() {
     .iter()
     .enumerate()
     {
-        let buyer = &shop.sale.buyers[at];
-        let order = shop.hold(buyer).await.str("id");
-        shop.faults(fault).await;
-        let first = shop.begin(buyer, &order).await;
+        let buyer = &server.sale.buyers[at];
+        let order = server.hold(buyer).await.str("id");
+        server.faults(fault).await;
+        let first = server.begin(buyer, &order).await;
         assert!(
             matches!(first.status.as_u16(), 201 | 503),
             "{fault}: {}",
             first.text
         );
-        shop.faults("").await;
-        let payment = shop.begin(buyer, &order).await.expect(201);
-        let again = shop.begin(buyer, &order).await.expect(201);
+        server.faults("").await;
+        let payment = server.begin(buyer, &order).await.expect(201);
+        let again = server.begin(buyer, &order).await.expect(201);
         assert_eq!(again.body["id"], payment.body["id"], "{fault}");
         assert_eq!(
             again.body["clientSecret"], payment.body["clientSecret"],
             "{fault}"
         );
-        pay(&shop.sale, &payment, "pm_card_visa").await.expect(200);
-        shop.until_order(buyer, &order, "CONFIRMED").await;
-        let captured = shop.intents(&order).await;
+        pay(&server.sale, &payment, "pm_card_visa")
+            .await
+            .expect(200);
+        server.until_order(buyer, &order, "CONFIRMED").await;
+        let captured = server.intents(&order).await;
         let captured: Vec<_> = captured
             .iter()
             .filter(|one| one["status"] == "succeeded")
@@ -120,7 +128,7 @@ async fn an_unknown_answer_at_creation_leads_to_one_payable_intent() {
         assert_eq!(captured.len(), 1, "{fault}");
         // Stripe keeps a stored failure under its key for ever; any other answer is found again.
         if *fault != "create/error_stored" {
-            let intents = shop.intents(&order).await;
+            let intents = server.intents(&order).await;
             assert_eq!(intents.len(), 1, "{fault}: {intents:?}");
         }
     }
@@ -129,35 +137,38 @@ async fn an_unknown_answer_at_creation_leads_to_one_payable_intent() {
 /// The money arrives while the hold has ended: either the same seats, or all of it back.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_payment_still_processing_when_the_hold_ends_is_not_lost() {
-    let shop = Shop::open("3", "3s", &[]).await;
-    let buyer = &shop.sale.buyers[0];
-    let order = shop.hold(buyer).await.str("id");
-    let payment = shop.begin(buyer, &order).await.expect(201);
-    shop.faults("confirm/processing=8s").await;
-    pay(&shop.sale, &payment, "pm_card_visa").await.expect(200);
-    shop.cancel(buyer, &order)
+    let server = Server::open("3", "3s", &[]).await;
+    let buyer = &server.sale.buyers[0];
+    let order = server.hold(buyer).await.str("id");
+    let payment = server.begin(buyer, &order).await.expect(201);
+    server.faults("confirm/processing=8s").await;
+    pay(&server.sale, &payment, "pm_card_visa")
+        .await
+        .expect(200);
+    server
+        .cancel(buyer, &order)
         .await
         .problem(409, "PAYMENT_IN_PROGRESS");
-    shop.until_order(buyer, &order, "CONFIRMED").await;
+    server.until_order(buyer, &order, "CONFIRMED").await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_cancelled_order_cannot_be_paid_and_a_confirmed_one_is_refunded_once() {
-    let shop = Shop::open("5", "60s", &[]).await;
-    let buyer = &shop.sale.buyers[0];
-    let order = shop.hold(buyer).await.str("id");
-    let payment = shop.begin(buyer, &order).await.expect(201);
+    let server = Server::open("5", "60s", &[]).await;
+    let buyer = &server.sale.buyers[0];
+    let order = server.hold(buyer).await.str("id");
+    let payment = server.begin(buyer, &order).await.expect(201);
     assert_eq!(
-        shop.cancel(buyer, &order).await.expect(200).body["status"],
+        server.cancel(buyer, &order).await.expect(200).body["status"],
         "CANCELLED"
     );
     assert!(
-        !pay(&shop.sale, &payment, "pm_card_visa")
+        !pay(&server.sale, &payment, "pm_card_visa")
             .await
             .status
             .is_success()
     );
-    let again = shop.begin(buyer, &order).await;
+    let again = server.begin(buyer, &order).await;
     assert_eq!(again.status.as_u16(), 409, "{}", again.text);
 
     // Refunds meet every kind of trouble; one refund is made in the end.
@@ -166,24 +177,27 @@ async fn a_cancelled_order_cannot_be_paid_and_a_confirmed_one_is_refunded_once()
         "refund/error_before=400",
         "refund/error_stored",
     ];
-    for (buyer, trouble) in shop.sale.buyers[1..].iter().zip(troubles) {
-        let order = shop.hold(buyer).await.str("id");
-        let payment = shop.begin(buyer, &order).await.expect(201);
-        pay(&shop.sale, &payment, "pm_card_visa").await.expect(200);
-        shop.until_order(buyer, &order, "CONFIRMED").await;
-        shop.faults(trouble).await;
-        shop.cancel(buyer, &order).await.expect(200);
+    for (buyer, trouble) in server.sale.buyers[1..].iter().zip(troubles) {
+        let order = server.hold(buyer).await.str("id");
+        let payment = server.begin(buyer, &order).await.expect(201);
+        pay(&server.sale, &payment, "pm_card_visa")
+            .await
+            .expect(200);
+        server.until_order(buyer, &order, "CONFIRMED").await;
+        server.faults(trouble).await;
+        server.cancel(buyer, &order).await.expect(200);
         pause(2.0).await;
-        shop.faults("").await;
+        server.faults("").await;
         let auth = buyer.auth();
         let path = format!("/api/v1/payments/{}", payment.str("id"));
         let headers = [("authorization", &*auth)];
-        shop.sale
+        server
+            .sale
             .api
             .until(&path, &headers, |reply| reply.body["status"] == "REFUNDED")
             .await;
-        shop.until_order(buyer, &order, "REFUNDED").await;
-        let refunds = shop.refunds(&payment.str("paymentIntentId")).await;
+        server.until_order(buyer, &order, "REFUNDED").await;
+        let refunds = server.refunds(&payment.str("paymentIntentId")).await;
         assert_eq!(refunds.len(), 1, "{trouble}: {refunds:?}");
         assert_eq!(refunds[0]["amount"], payment.body["amount"], "{trouble}");
     }
@@ -191,17 +205,20 @@ async fn a_cancelled_order_cannot_be_paid_and_a_confirmed_one_is_refunded_once()
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_refund_made_at_stripe_reaches_the_order() {
-    let shop = Shop::open("2", "60s", &[]).await;
-    let buyer = &shop.sale.buyers[0];
-    let order = shop.hold(buyer).await.str("id");
-    let payment = shop.begin(buyer, &order).await.expect(201);
-    pay(&shop.sale, &payment, "pm_card_visa").await.expect(200);
-    shop.until_order(buyer, &order, "CONFIRMED").await;
-    shop.refund_at_stripe(&payment.str("paymentIntentId"), None)
+    let server = Server::open("2", "60s", &[]).await;
+    let buyer = &server.sale.buyers[0];
+    let order = server.hold(buyer).await.str("id");
+    let payment = server.begin(buyer, &order).await.expect(201);
+    pay(&server.sale, &payment, "pm_card_visa")
+        .await
+        .expect(200);
+    server.until_order(buyer, &order, "CONFIRMED").await;
+    server
+        .refund_at_stripe(&payment.str("paymentIntentId"), None)
         .await;
-    shop.until_order(buyer, &order, "REFUNDED").await;
+    server.until_order(buyer, &order, "REFUNDED").await;
     assert_eq!(
-        shop.payment(buyer, &payment.str("id")).await.body["status"],
+        server.payment(buyer, &payment.str("id")).await.body["status"],
         "REFUNDED"
     );
 }
@@ -209,11 +226,11 @@ async fn a_refund_made_at_stripe_reaches_the_order() {
 /// Stripe never sends it again: it must be there, though the process dies with its answer.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_webhook_that_was_answered_is_kept_whatever_dies() {
-    let mut shop = Shop::open("1", "60s", &[]).await;
-    let secret = shop.webhook_secret();
-    assert_eq!(shop.webhook("evt_kept", &secret).await, 200);
-    let database = shop.database_url();
-    shop.process.take().unwrap().kill().await;
+    let mut server = Server::open("1", "60s", &[]).await;
+    let secret = server.webhook_secret();
+    assert_eq!(server.webhook("evt_kept", &secret).await, 200);
+    let database = server.database_url();
+    server.process.take().unwrap().kill().await;
     let mut books = PgConnection::connect(&database).await.unwrap();
     let kept: Vec<String> = sqlx::query_scalar("select id from payments.webhook_events")
         .fetch_all(&mut books)
@@ -225,26 +242,26 @@ async fn a_webhook_that_was_answered_is_kept_whatever_dies() {
 #[tokio::test(flavor = "multi_thread")]
 async fn both_secrets_count_while_they_are_rotated_and_one_afterwards() {
     let (old, rotating) = ("whsec_before", "STRIPE_WEBHOOK_SECRET_PREVIOUS");
-    let shop = Shop::open("1", "60s", &[(rotating, old)]).await;
-    let new = shop.webhook_secret();
-    assert_eq!(shop.webhook("evt_1", old).await, 200);
-    assert_eq!(shop.webhook("evt_2", &new).await, 200);
-    assert_eq!(shop.webhook("evt_3", "whsec_of_nobody").await, 400);
-    let shop = shop.again(&[]).await;
-    assert_eq!(shop.webhook("evt_4", old).await, 400);
-    assert_eq!(shop.webhook("evt_5", &new).await, 200);
+    let server = Server::open("1", "60s", &[(rotating, old)]).await;
+    let new = server.webhook_secret();
+    assert_eq!(server.webhook("evt_1", old).await, 200);
+    assert_eq!(server.webhook("evt_2", &new).await, 200);
+    assert_eq!(server.webhook("evt_3", "whsec_of_nobody").await, 400);
+    let server = server.again(&[]).await;
+    assert_eq!(server.webhook("evt_4", old).await, 400);
+    assert_eq!(server.webhook("evt_5", &new).await, 200);
 }
 
 /// While Stripe does not answer, the intent may yet be paid, so nobody is told of its end and the
 /// seats stay held.
 #[tokio::test(flavor = "multi_thread")]
 async fn the_end_of_a_payment_is_said_once_stripe_has_said_it() {
-    let shop = Shop::open("1", "1s", &[]).await;
-    let buyer = &shop.sale.buyers[0];
-    let order = shop.hold(buyer).await.str("id");
-    shop.begin(buyer, &order).await.expect(201);
-    shop.faults("cancel/error_before").await;
-    let mut books = PgConnection::connect(&shop.database_url()).await.unwrap();
+    let server = Server::open("1", "1s", &[]).await;
+    let buyer = &server.sale.buyers[0];
+    let order = server.hold(buyer).await.str("id");
+    server.begin(buyer, &order).await.expect(201);
+    server.faults("cancel/error_before").await;
+    let mut books = PgConnection::connect(&server.database_url()).await.unwrap();
     let mut look = async || -> (bool, String, i64) {
         sqlx::query_as(
             "select cancel_requested_at is not null, state, (select count(*) from payments.outbox
@@ -267,11 +284,11 @@ async fn the_end_of_a_payment_is_said_once_stripe_has_said_it() {
     };
     assert_eq!((asked.1.as_str(), asked.2), ("REQUIRES_PAYMENT", 0));
     assert_eq!(
-        shop.order(buyer, &order).await.body["status"],
+        server.order(buyer, &order).await.body["status"],
         "PENDING_PAYMENT"
     );
-    shop.faults("").await;
-    shop.until_order(buyer, &order, "EXPIRED").await;
+    server.faults("").await;
+    server.until_order(buyer, &order, "EXPIRED").await;
     let done = look().await;
     assert_eq!((done.1.as_str(), done.2), ("CANCELLED", 1));
 }
@@ -279,14 +296,16 @@ async fn the_end_of_a_payment_is_said_once_stripe_has_said_it() {
 /// From the card to CONFIRMED nobody waits for a poll.
 #[tokio::test(flavor = "multi_thread")]
 async fn confirmation_is_woken_and_not_polled() {
-    let shop = Shop::open("8", "60s", &[]).await;
+    let server = Server::open("8", "60s", &[]).await;
     let mut waits = Vec::new();
-    for buyer in &shop.sale.buyers {
-        let order = shop.hold(buyer).await.str("id");
-        let payment = shop.begin(buyer, &order).await.expect(201);
+    for buyer in &server.sale.buyers {
+        let order = server.hold(buyer).await.str("id");
+        let payment = server.begin(buyer, &order).await.expect(201);
         let begun = Instant::now();
-        pay(&shop.sale, &payment, "pm_card_visa").await.expect(200);
-        while shop.order(buyer, &order).await.body["status"] != "CONFIRMED" {
+        pay(&server.sale, &payment, "pm_card_visa")
+            .await
+            .expect(200);
+        while server.order(buyer, &order).await.body["status"] != "CONFIRMED" {
             assert!(begun.elapsed() < Duration::from_secs(20));
             tokio::time::sleep(Duration::from_millis(5)).await;
         }

@@ -29,7 +29,7 @@ use ticketping::{
 use tower::ServiceExt;
 use uuid::Uuid;
 
-use crate::support;
+use crate::harness;
 
 const SECRET: &str = "only between roles";
 
@@ -42,7 +42,7 @@ struct World {
 
 /// The role over a database with the demo set.
 async fn world() -> World {
-    let url = support::fresh_database().await;
+    let url = harness::fresh_database().await;
     let dir = tempfile::tempdir().unwrap();
     let (signer, _) = Signer::generate().unwrap();
     seed::ensure_demo(&url, dir.path(), signer).await.unwrap();

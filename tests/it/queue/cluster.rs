@@ -6,7 +6,7 @@ use ticketping::serve::queue::Config;
 use uuid::Uuid;
 
 use super::{redis_server::RedisServer, world::*};
-use crate::support;
+use crate::harness;
 
 /// Three primaries, with so many replicas each.
 async fn cluster(replicas: usize) -> (Vec<RedisServer>, String) {
@@ -33,7 +33,7 @@ async fn cluster(replicas: usize) -> (Vec<RedisServer>, String) {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn queues_spread_over_a_cluster_and_work_unchanged() {
     let (_nodes, url) = cluster(0).await;
-    let database = support::fresh_database().await;
+    let database = harness::fresh_database().await;
     let quick = Config {
         max_working: 1,
         working_ttl: Duration::from_millis(1_500),
@@ -65,7 +65,7 @@ async fn a_cluster_that_fails_over_keeps_everybody() {
         max_working: 1,
         ..config()
     };
-    let world = World::on(one, url, support::fresh_database().await).await;
+    let world = World::on(one, url, harness::fresh_database().await).await;
     let at = world.instance().await;
     let first = Uuid::now_v7();
     let (_, works) = world.enter(&at, first).await;

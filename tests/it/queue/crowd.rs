@@ -8,7 +8,7 @@ use ticketping::serve::queue::{Config, scripts::Scripts};
 use uuid::Uuid;
 
 use super::{redis_server::RedisServer, world::*};
-use crate::support;
+use crate::harness;
 
 /// Scripts that watch themselves: an admission above the limit is an error inside the very
 /// call, and the order of admission is written down.
@@ -122,7 +122,7 @@ async fn slots_come_back_within_two_seconds_where_redis_notifies_of_nothing() {
         working_ttl: Duration::from_secs(1),
         ..config()
     };
-    let world = World::on(quick, redis.url(), support::fresh_database().await).await;
+    let world = World::on(quick, redis.url(), harness::fresh_database().await).await;
     let at = world.instance().await;
     let (_, first) = world.enter(&at, Uuid::now_v7()).await;
     let (_, second) = world.enter(&at, Uuid::now_v7()).await;
@@ -172,7 +172,7 @@ async fn waiting_polls_make_no_redis_command() {
         max_working: 0,
         ..config()
     };
-    let world = World::on(full, redis.url(), support::fresh_database().await).await;
+    let world = World::on(full, redis.url(), harness::fresh_database().await).await;
     let at = world.instance().await;
     let mut tokens = Vec::new();
     for _ in 0..20 {

@@ -14,7 +14,7 @@ use ticketping::{
 use uuid::Uuid;
 
 use super::{redis_server::RedisServer, world::*};
-use crate::support;
+use crate::harness;
 
 /// A performance whose pre-queue is open, and which opens in so many milliseconds.
 async fn pre_queue(redis_url: String, opens_in_ms: i64) -> World {
@@ -22,7 +22,7 @@ async fn pre_queue(redis_url: String, opens_in_ms: i64) -> World {
         max_working: 3,
         ..config()
     };
-    let world = World::on(three, redis_url, support::fresh_database().await).await;
+    let world = World::on(three, redis_url, harness::fresh_database().await).await;
     world.show.opens_ms.store(now_ms() + opens_in_ms, Relaxed);
     sqlx::query(
         "insert into settings (performance_id, max_working, working_ttl_ms, claim_ttl_ms, hold_ttl_ms, queue_factor, pre_queue_opens_at)
@@ -60,7 +60,7 @@ fn verify(args: &[&str]) -> (bool, String) {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_draw_is_what_the_published_seed_says() {
-    let shared = support::stores().await.redis_url.clone();
+    let shared = harness::stores().await.redis_url.clone();
     let world = pre_queue(shared, 4_000).await;
     let (a, b) = (world.instance().await, world.instance().await);
     let mut people = Vec::new();
@@ -122,7 +122,7 @@ async fn the_draw_is_what_the_published_seed_says() {
     assert_eq!(numbers.len(), 39);
 
     // Anybody can check it: from a saved answer, or asking the server.
-    let file = support::data_dir();
+    let file = harness::data_dir();
     std::fs::write(&file, after.to_string()).unwrap();
     let file = file.to_str().unwrap();
     let told = (draw.permute(16) + 1).to_string();
@@ -153,7 +153,7 @@ async fn the_draw_is_what_the_published_seed_says() {
 /// heard of it: nobody of them is ever admitted.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn who_leaves_just_as_the_draw_is_written_has_left() {
-    let shared = support::stores().await.redis_url.clone();
+    let shared = harness::stores().await.redis_url.clone();
     let world = pre_queue(shared, 3_600_000).await;
     let at = world.instance().await;
     let mut tokens = Vec::new();

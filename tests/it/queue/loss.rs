@@ -25,7 +25,7 @@ use ticketping::{
 use uuid::Uuid;
 
 use super::{crowd::watched, failover::Watched, redis_server::RedisServer, world::*};
-use crate::support;
+use crate::harness;
 
 const CROWD: usize = 10_000;
 const LIMIT: usize = 20;
@@ -55,7 +55,7 @@ impl Crowd {
             max_working: u32::try_from(LIMIT).unwrap(),
             ..config()
         };
-        let world = World::on(few, redis_url, support::fresh_database().await).await;
+        let world = World::on(few, redis_url, harness::fresh_database().await).await;
         sqlx::query(
             "insert into settings (performance_id, max_working, working_ttl_ms, claim_ttl_ms, hold_ttl_ms, queue_factor, poll_max_ms)
              values ($1, $2, 60000, 30000, 60000, 0, $3)",
@@ -344,7 +344,7 @@ async fn a_reset_beside_a_running_server_begins_anew() {
         max_working: 1,
         ..config()
     };
-    let world = World::on(one, redis.url(), support::fresh_database().await).await;
+    let world = World::on(one, redis.url(), harness::fresh_database().await).await;
     let at = world.instance().await;
     let mut before = Vec::new();
     for _ in 0..3 {

@@ -7,7 +7,7 @@ use std::{
 };
 
 use super::world::until;
-use crate::support::{self, free_port, guardian};
+use crate::harness::{self, free_port, reaper};
 
 pub struct RedisServer {
     pub port: u16,
@@ -42,14 +42,14 @@ fn spawn(port: u16, dir: &PathBuf, args: &[String]) -> Child {
         .spawn()
         .expect("redis-server is installed");
     // It shows its port as its title.
-    guardian::end(child.id(), &port.to_string());
+    reaper::end(child.id(), &port.to_string());
     child
 }
 
 impl RedisServer {
     pub async fn start(args: &[&str]) -> Self {
         let args = args.iter().map(|&a| a.to_owned()).collect();
-        Self::start_in(support::data_dir(), free_port(), args, None).await
+        Self::start_in(harness::data_dir(), free_port(), args, None).await
     }
 
     /// One that asks for `password`, as a primary and of its primary.
@@ -57,7 +57,7 @@ impl RedisServer {
         let login = ["--requirepass", password, "--masterauth", password];
         let args = login.iter().chain(args).map(|&a| a.to_owned()).collect();
         let password = Some(password.to_owned());
-        Self::start_in(support::data_dir(), free_port(), args, password).await
+        Self::start_in(harness::data_dir(), free_port(), args, password).await
     }
 
     /// A Sentinel with a password that watches a primary's port, with its own, as `service`; it fails over
@@ -66,7 +66,7 @@ impl RedisServer {
         (primary, login): (u16, &str),
         (service, password): (&str, &str),
     ) -> Self {
-        let (dir, port) = (support::data_dir(), free_port());
+        let (dir, port) = (harness::data_dir(), free_port());
         std::fs::create_dir_all(&dir).unwrap();
         let conf = dir.join("sentinel.conf");
         let text = format!(

@@ -16,7 +16,7 @@ use super::{
     replay::{Checked, Plan, Run},
     rulebook::*,
 };
-use crate::support;
+use crate::harness;
 
 /// A sorted set of people: user, number.
 type Line = Vec<(Vec<u8>, u64)>;
@@ -163,8 +163,8 @@ async fn check<S: Strategy<Value = Plan> + 'static>(
     cases: u32,
     tries: u32,
 ) -> Result<(), String> {
-    let url = support::stores().await.redis_url.clone();
-    let (scripts, prefix) = (Arc::new(scripts), support::prefix());
+    let url = harness::stores().await.redis_url.clone();
+    let (scripts, prefix) = (Arc::new(scripts), harness::prefix());
     tokio::task::spawn_blocking(move || {
         let runtime = tokio::runtime::Builder::new_current_thread()
             .enable_all()

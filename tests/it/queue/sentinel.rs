@@ -7,7 +7,7 @@ use ticketping::{platform::redis::Redis, serve::queue::Config};
 use uuid::Uuid;
 
 use super::{failover::Watched, world::*};
-use crate::support;
+use crate::harness;
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_failover_of_sentinels_keeps_everybody_and_is_followed() {
@@ -17,7 +17,7 @@ async fn a_failover_of_sentinels_keeps_everybody_and_is_followed() {
         working_ttl: Duration::from_secs(30),
         ..config()
     };
-    let world = World::on(one, redis.url(), support::fresh_database().await).await;
+    let world = World::on(one, redis.url(), harness::fresh_database().await).await;
     let at = world.instance().await;
     let first = Uuid::now_v7();
     let (code, works) = world.enter(&at, first).await;

@@ -30,7 +30,7 @@ use ticketping::{
 use tower::ServiceExt;
 use uuid::Uuid;
 
-use crate::support;
+use crate::harness;
 
 /// What the other roles would say of the one performance of a test.
 #[derive(Debug)]
@@ -84,8 +84,8 @@ pub fn now_ms() -> i64 {
 
 impl World {
     pub async fn new(config: Config) -> Self {
-        let redis_url = support::stores().await.redis_url.clone();
-        Self::on(config, redis_url, support::fresh_database().await).await
+        let redis_url = harness::stores().await.redis_url.clone();
+        Self::on(config, redis_url, harness::fresh_database().await).await
     }
 
     pub async fn on(config: Config, redis_url: String, database_url: String) -> Self {
@@ -104,7 +104,7 @@ impl World {
             others: others(&show, performance),
             show,
             performance,
-            prefix: support::prefix(),
+            prefix: harness::prefix(),
             redis_url,
             database_url,
             pool,

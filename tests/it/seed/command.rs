@@ -6,8 +6,8 @@ use super::*;
 async fn reset_asks_and_then_takes_the_live_state_along() {
     let world = world().await;
     world.seed(&["--users", "5"]).await;
-    let redis_url = &support::stores().await.redis_url;
-    let prefix = support::prefix();
+    let redis_url = &harness::stores().await.redis_url;
+    let prefix = harness::prefix();
     let mut redis = redis::Client::open(redis_url.as_str())
         .unwrap()
         .get_multiplexed_async_connection()
@@ -138,7 +138,7 @@ async fn what_is_wrong_is_one_sentence_and_an_exit_code() {
 
 #[tokio::test]
 async fn without_a_server_it_starts_the_stores_for_as_long_as_it_takes() {
-    let dir = support::data_dir();
+    let dir = harness::data_dir();
     let args = [
         "--data-dir",
         dir.to_str().unwrap(),

@@ -22,7 +22,7 @@ use ticketping::{
 use tokio::process::Command;
 use uuid::Uuid;
 
-use crate::support;
+use crate::harness;
 
 /// A database of its own, and a key to sign with.
 struct World {
@@ -33,7 +33,7 @@ struct World {
 }
 
 async fn world() -> World {
-    let url = support::fresh_database().await;
+    let url = harness::fresh_database().await;
     let dir = tempfile::tempdir().unwrap();
     let (signer, pem) = Signer::generate().unwrap();
     std::fs::write(dir.path().join("key.pem"), pem).unwrap();
@@ -262,7 +262,7 @@ async fn two_seeds_at_the_same_time_add_once() {
 
 #[tokio::test]
 async fn the_demo_is_ensured_as_often_as_a_server_starts() {
-    let url = support::fresh_database().await;
+    let url = harness::fresh_database().await;
     let dir = tempfile::tempdir().unwrap();
     let (signer, _) = Signer::generate().unwrap();
     let first = seed::ensure_demo(&url, dir.path(), signer.clone())

@@ -18,7 +18,7 @@ use ticketping::platform::{db, metrics::Metrics};
 use ticketping::serve::stripe_sandbox::{self, Config, State};
 use tokio::net::TcpListener;
 
-use crate::support;
+use crate::harness;
 
 pub const SECRET_KEY: &str = "sk_test_51SandboxSecretKey";
 pub const PUBLISHABLE_KEY: &str = "pk_test_51SandboxPublishableKey";
@@ -44,7 +44,7 @@ impl Sandbox {
     }
 
     pub async fn with(flags: &[&str]) -> Self {
-        let database_url = support::fresh_database().await;
+        let database_url = harness::fresh_database().await;
         Self::on(database_url, flags).await
     }
 

@@ -4,7 +4,7 @@
 use serde_json::Value;
 
 use super::setup::{Answer, Sandbox, id};
-use crate::support::stripe_mock::stripe_mock;
+use crate::harness::stripe_mock::stripe_mock;
 
 /// What a card payment never has, or has another shape of: fixtures show every
 /// kind of payment at once.

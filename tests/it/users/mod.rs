@@ -27,7 +27,7 @@ use ticketping::{
 use tower::ServiceExt;
 use uuid::Uuid;
 
-use crate::support;
+use crate::harness;
 
 #[derive(Parser)]
 struct Flags {
@@ -43,7 +43,7 @@ struct World {
 }
 
 async fn world() -> World {
-    let url = support::fresh_database().await;
+    let url = harness::fresh_database().await;
     let pool = db::pool(&url, users::SCHEMA, 10).unwrap();
     db::migrate(&pool, users::SCHEMA, &users::MIGRATOR)
         .await

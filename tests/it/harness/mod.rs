@@ -1,18 +1,23 @@
-//! Real stores for tests: one Redis and one PostgreSQL a test process, a database
-//! and a key prefix a test.
+//! What every test stands on: real stores (one Redis and one PostgreSQL a test process, a
+//! database and a key prefix a test), the binary in one process ([`server`]) or with every role
+//! apart ([`apart`]), one HTTP client ([`client`]), and the steps of a sale ([`steps`]).
 
 #![allow(
     dead_code,
     reason = "a support function serves whichever guarantee needs it"
 )]
 
-pub mod guardian;
-pub mod http;
+pub mod apart;
+pub mod client;
 pub mod kafka;
+pub mod process;
 pub mod readme;
+pub mod reaper;
+pub mod server;
+pub mod steps;
 pub mod stripe_mock;
 
-pub use guardian::clean_up;
+pub use reaper::clean_up;
 
 use std::path::PathBuf;
 use std::sync::LazyLock;

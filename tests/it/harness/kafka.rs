@@ -11,13 +11,13 @@ use rdkafka::ClientConfig;
 use rdkafka::consumer::{BaseConsumer, Consumer};
 use tokio::sync::OnceCell;
 
-use super::{data_dir, free_port, guardian};
+use super::{data_dir, free_port, reaper};
 
 /// A JVM on a busy two-core machine, with everything else starting beside it.
 const READY_WITHIN: Duration = Duration::from_secs(90);
 
 /// The address of the broker that all tests of this process share; do not stop it.
-/// A test that does starts its own. Name topics and groups with `support::prefix`.
+/// A test that does starts its own. Name topics and groups with `harness::prefix`.
 pub async fn kafka() -> &'static str {
     static SHARED: OnceCell<Kafka> = OnceCell::const_new();
     &SHARED.get_or_init(Kafka::start).await.bootstrap
@@ -114,7 +114,7 @@ impl Kafka {
             .arg(self.dir.join("server.properties"))
             .spawn()
             .unwrap();
-        guardian::end(broker.id(), &self.dir.display().to_string());
+        reaper::end(broker.id(), &self.dir.display().to_string());
         let deadline = Instant::now() + READY_WITHIN;
         while !self.answers() {
             if let Some(status) = broker.try_wait().unwrap() {

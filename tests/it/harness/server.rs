@@ -1,4 +1,4 @@
-//! The real binary with its sandbox misbehaving on request.
+//! The whole system as one process: the real binary, with its sandbox misbehaving on request.
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -10,67 +10,48 @@ use sha2::Sha256;
 use ticketping::platform::embedded::runtime::RuntimeFile;
 use ticketping::serve::secrets::Kept;
 
-use crate::journey::client::{Http, Reply};
-use crate::journey::process::{self, Process, runtime_file};
-use crate::journey::steps::{self, Buyer, Sale};
-use crate::support;
+use crate::harness;
+use crate::harness::client::{Http, Reply};
+use crate::harness::process::{self, Process, runtime_file};
+use crate::harness::steps::{self, Buyer, Sale};
 
-pub struct Shop {
+/// The embedded default (`serve all`) in a data directory of its own.
+pub struct Server {
     pub dir: PathBuf,
     pub process: Option<Process>,
+    /// Its gateway and its sandbox, with the members that were seeded.
     pub sale: Sale,
+    pub ops: Http,
     key: String,
 }
 
-impl Shop {
+impl Server {
     /// A server with `users` members and 400 free seats, its environment as given.
     pub async fn open(users: &str, hold_ttl: &str, envs: &[(&str, &str)]) -> Self {
-        let dir = support::data_dir();
-        std::fs::create_dir_all(&dir).unwrap();
-        let mut shop = Self::start(dir, envs).await;
-        let data_dir = shop.dir.to_str().unwrap();
+        let mut server = Self::start(harness::data_dir(), &[], envs).await;
         let args = [
-            "seed",
-            "--data-dir",
-            data_dir,
-            "--yes",
-            "--performances",
-            "1",
-            "--schedules",
-            "1",
-            "--seats",
-            "400",
-            "--users",
-            users,
-            "--max-working",
-            "50",
-            "--hold-ttl",
-            hold_ttl,
+            ["--performances", "1"],
+            ["--schedules", "1"],
+            ["--seats", "400"],
+            ["--users", users],
+            ["--max-working", "50"],
+            ["--hold-ttl", hold_ttl],
         ];
-        let (code, out, err) = process::run(&args, &[]).await;
-        assert_eq!(code, 0, "{out}\n{err}");
-        shop.sale.buyers = steps::buyers(&shop.dir.join("tokens.jsonl"));
-        shop
+        server.seed(&args.concat()).await;
+        server
     }
 
-    async fn start(dir: PathBuf, envs: &[(&str, &str)]) -> Self {
+    /// Starts `serve all` on `dir` with more arguments and environment, and waits until it serves.
+    pub async fn start(dir: PathBuf, args: &[&str], envs: &[(&str, &str)]) -> Self {
+        std::fs::create_dir_all(&dir).unwrap();
         let log = dir.with_extension("log");
         let data_dir = dir.to_str().unwrap().to_owned();
         let any = "127.0.0.1:0";
-        let args = [
-            "serve",
-            "all",
-            "--data-dir",
-            &data_dir,
-            "--listen",
-            any,
-            "--ops-listen",
-            any,
-            "--stripe-sandbox-listen",
-            any,
-        ];
+        let mut all = vec!["serve", "all", "--data-dir", &data_dir, "--listen", any];
+        all.extend(["--ops-listen", any, "--stripe-sandbox-listen", any]);
+        all.extend(args);
         let envs: Vec<(&str, String)> = envs.iter().map(|(k, v)| (*k, (*v).to_owned())).collect();
-        let process = Process::start(&args, &envs, &log);
+        let process = Process::start(&all, &envs, &log);
         let runtime = runtime_file(&dir, &log).await;
         let http = |key: &str| Http::new(runtime[key].as_str().unwrap());
         let sale = Sale {
@@ -78,13 +59,46 @@ impl Shop {
             stripe: http("stripeUrl"),
             buyers: Vec::new(),
         };
+        let ops = http("opsUrl");
         let key = Kept::load(&dir).unwrap().stripe_secret_key;
         Self {
             dir,
             process: Some(process),
             sale,
+            ops,
             key,
         }
+    }
+
+    /// Seeds with numbers (every performance open, every seat free); its members are the buyers.
+    pub async fn seed(&mut self, args: &[&str]) {
+        let data_dir = self.dir.to_str().unwrap();
+        let mut all = vec!["seed", "--data-dir", data_dir, "--yes"];
+        all.extend(args);
+        let (code, out, err) = process::run(&all, &[]).await;
+        assert_eq!(code, 0, "{out}\n{err}");
+        self.sale.buyers = steps::buyers(&self.dir.join("tokens.jsonl"));
+    }
+
+    /// What the server has logged so far.
+    pub fn log(&self) -> String {
+        std::fs::read_to_string(self.dir.with_extension("log")).unwrap()
+    }
+
+    /// Ctrl-C, and the exit code.
+    pub async fn interrupt(&mut self) -> Option<i32> {
+        self.process.take().unwrap().interrupt().await
+    }
+
+    /// kill -9.
+    pub async fn kill(&mut self) {
+        self.process.take().unwrap().kill().await;
+    }
+
+    /// Authorization of an ADMIN.
+    pub fn admin(&self) -> String {
+        let token = std::fs::read_to_string(self.dir.join("ops-token")).unwrap();
+        format!("Bearer {}", token.trim())
     }
 
     /// The same data, a new process.
@@ -95,7 +109,7 @@ impl Shop {
         if let Some(process) = process {
             process.kill().await;
         }
-        let mut next = Self::start(dir, envs).await;
+        let mut next = Self::start(dir, &[], envs).await;
         next.sale.buyers = sale.buyers;
         next
     }
@@ -110,6 +124,7 @@ impl Shop {
                 stripe,
                 buyers: self.sale.buyers.clone(),
             },
+            ops: self.ops.clone(),
             key: self.key.clone(),
         }
     }

@@ -6,7 +6,7 @@ use std::process::{Child, Command, Stdio};
 use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
-use super::{fetched, free_port, guardian};
+use super::{fetched, free_port, reaper};
 
 /// The base URL of the one that all tests of this process share.
 pub fn stripe_mock() -> &'static str {
@@ -29,7 +29,7 @@ fn start() -> Option<StripeMock> {
         .stderr(Stdio::null())
         .spawn()
         .unwrap();
-    guardian::end(process.id(), &address);
+    reaper::end(process.id(), &address);
     let deadline = Instant::now() + Duration::from_secs(30);
     while TcpStream::connect(&address).is_err() {
         assert!(Instant::now() < deadline, "stripe-mock hangs");

@@ -48,7 +48,7 @@ pub fn end(pid: u32, word: &str) {
 
 fn tell(line: &str) {
     static GUARDIAN: OnceLock<Mutex<Child>> = OnceLock::new();
-    let guardian = GUARDIAN.get_or_init(|| {
+    let reaper = GUARDIAN.get_or_init(|| {
         Mutex::new(
             Command::new("sh")
                 .args(["-c", SCRIPT])
@@ -61,7 +61,7 @@ fn tell(line: &str) {
                 .expect("sh runs"),
         )
     });
-    let mut guardian = guardian.lock().expect("no writer panicked");
-    let pipe = guardian.stdin.as_mut().expect("it is piped");
-    writeln!(pipe, "{line}").expect("the guardian reads");
+    let mut reaper = reaper.lock().expect("no writer panicked");
+    let pipe = reaper.stdin.as_mut().expect("it is piped");
+    writeln!(pipe, "{line}").expect("the reaper reads");
 }

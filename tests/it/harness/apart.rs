@@ -7,7 +7,7 @@ use super::{
     process::{self, Process},
     steps::{self, Buyer},
 };
-use crate::support;
+use crate::harness;
 
 /// What the roles stand on.
 pub struct Stores {
@@ -22,11 +22,11 @@ impl Stores {
     /// Those that all tests share, with a prefix and a database of this test's own.
     pub async fn shared() -> Self {
         Self {
-            redis_url: support::stores().await.redis_url.clone(),
-            redis_prefix: support::prefix(),
-            database_url: support::fresh_database().await,
-            brokers: support::kafka::kafka().await.to_owned(),
-            kafka_prefix: support::prefix(),
+            redis_url: harness::stores().await.redis_url.clone(),
+            redis_prefix: harness::prefix(),
+            database_url: harness::fresh_database().await,
+            brokers: harness::kafka::kafka().await.to_owned(),
+            kafka_prefix: harness::prefix(),
         }
     }
 }
@@ -67,7 +67,7 @@ impl Apart {
 
     /// The same on stores of the caller's, with more in their environment.
     pub async fn start_on(dir: &Path, stores: &Stores, more: &[(&'static str, String)]) -> Self {
-        let ports: Vec<u16> = (0..=ROLES.len()).map(|_| support::free_port()).collect();
+        let ports: Vec<u16> = (0..=ROLES.len()).map(|_| harness::free_port()).collect();
         let stripe_key = format!("sk_test_{}", random(16));
         let mut envs = environment(dir, stores, &ports, &stripe_key);
         envs.extend(more.iter().cloned());

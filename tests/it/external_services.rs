@@ -8,7 +8,7 @@ use rdkafka::producer::{FutureProducer, FutureRecord};
 use rdkafka::{ClientConfig, Message};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
-use crate::support::{kafka, stripe_mock};
+use crate::harness::{kafka, stripe_mock};
 
 #[tokio::test]
 async fn a_killed_broker_comes_back_with_what_it_acknowledged() {
