@@ -1,6 +1,7 @@
 //! What every role stands on: configuration, problems, stores, events,
 //! telemetry, shutdown. Nothing here knows a role.
 
+pub mod alarms;
 pub mod auth;
 pub mod db;
 mod eddsa;

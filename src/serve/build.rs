@@ -15,6 +15,7 @@ use super::{
     secrets::missing,
 };
 use crate::platform::{
+    alarms::{Alarms, OpenAlarms},
     auth::{Internal, InternalSecret, Signer},
     db,
     events::{Outbox, Subscription, Watch},
@@ -34,6 +35,7 @@ pub(super) type Slot = Arc<OnceLock<Router>>;
 pub(super) struct Build {
     pub(super) args: Args,
     pub(super) metrics: Metrics,
+    open_alarms: OpenAlarms,
     pub(super) tasks: Tasks,
     pub(super) client: HttpClient,
     pub(super) internal: InternalSecret,
@@ -67,9 +69,11 @@ impl Build {
             Role::Payments => &[RoleName::Payments],
             Role::Gateway | Role::StripeSandbox => &[],
         };
+        let metrics = Metrics::default();
         Ok(Self {
             args,
-            metrics: Metrics::default(),
+            open_alarms: OpenAlarms::new(&metrics),
+            metrics,
             tasks,
             client: http_client(),
             internal,
@@ -152,6 +156,12 @@ impl Build {
             let _already_set = slot.set(finish(router)).is_err();
         }
         self.checks.push((role.as_str(), check));
+    }
+
+    /// Keeps the gauge of a role's alarms fresh; the routes that list and resolve them.
+    pub(super) fn alarms(&self, alarms: &Alarms) -> Router {
+        alarms.start(&self.open_alarms, &self.tasks);
+        alarms.router(self.internal.clone())
     }
 
     /// The one role of a process that runs one role.

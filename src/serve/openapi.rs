@@ -11,7 +11,11 @@ use utoipa::{
         title = "Ticketping",
         description = "Sells tickets under a flood: a waiting room, seat holds, payments.\n\nErrors are RFC 9457 problems with a stable `code` and the `requestId`. 429 and 503 carry `Retry-After`.",
     ),
-    paths(super::gateway::overview::get),
+    paths(
+        super::gateway::overview::get,
+        super::gateway::alarms::list,
+        super::gateway::alarms::resolve,
+    ),
     modifiers(&Security),
 )]
 pub(super) struct Document;

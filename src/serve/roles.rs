@@ -182,6 +182,7 @@ async fn add_payments(build: &mut Build, verifier: &Verifier) -> Result<(), Fail
     build.subscriptions.extend(payments::subscriptions(&state));
     build.watches.push(state.events().clone());
     let (router, _) = split(payments::router(state.clone()));
+    let router = router.merge(build.alarms(state.alarms()));
     let ready = check(&state, |s| async move { payments::ready(&s).await });
     build.add(RoleName::Payments, router, ready);
     Ok(())
@@ -217,6 +218,7 @@ async fn add_reservations(build: &mut Build, verifier: &Verifier) -> Result<(), 
         .extend(reservations::subscriptions(&state));
     build.watches.push(state.events().clone());
     let (router, _) = split(reservations::router(state.clone()));
+    let router = router.merge(build.alarms(state.alarms()));
     let ready = check(&state, |s| async move { reservations::ready(&s).await });
     build.add(RoleName::Reservations, router, ready);
     Ok(())
@@ -277,6 +279,7 @@ async fn add_queue(build: &mut Build, verifier: &Verifier) -> Result<queue::Stat
     build.subscriptions.extend(queue::subscriptions(&state));
     build.watches.push(state.events().clone());
     let (router, _) = split(queue::router(state.clone()));
+    let router = router.merge(build.alarms(state.alarms()));
     let ready = check(&state, |s| async move { queue::ready(&s).await });
     build.add(RoleName::Queue, router, ready);
     Ok(state)

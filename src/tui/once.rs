@@ -129,6 +129,7 @@ fn render(overview: &Overview) -> String {
             events.kafka_lag.map_or("-".into(), |lag| lag.to_string()),
             events.dlq
         ),
+        format!("alarms {} open", overview.open_alarms),
         format!("stores {}", stores.join("  ")),
         format!("roles  {}", roles.join("  ")),
         String::new(),

@@ -41,6 +41,7 @@ impl Overview {
         let mut stores: BTreeMap<String, Store> = BTreeMap::new();
         let mut roles: BTreeMap<String, RoleHealth> = BTreeMap::new();
         let mut alarms: Vec<Notice> = Vec::new();
+        let mut open_alarms = 0;
         let mut titles: Vec<PerformanceSlice> = Vec::new();
         for slice in slices {
             add_role(&mut roles, &slice);
@@ -62,6 +63,7 @@ impl Overview {
                 add_store(&mut stores, store);
             }
             alarms.extend(slice.alarms);
+            open_alarms += slice.open_alarms;
         }
         for performance in titles {
             if let Some(row) = rows.get_mut(&performance.performance_id) {
@@ -83,6 +85,7 @@ impl Overview {
             stores: stores.into_values().collect(),
             roles: roles.into_values().collect(),
             alarms,
+            open_alarms,
         }
     }
 }

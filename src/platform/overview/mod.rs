@@ -34,6 +34,9 @@ pub struct Overview {
     /// What the roles themselves want an operator to see.
     #[serde(default)]
     pub alarms: Vec<Notice>,
+    /// Alarms that wait for a person: `GET /admin/v1/alarms`.
+    #[serde(default)]
+    pub open_alarms: u64,
 }
 
 /// What `?detail=` carries to the roles.
@@ -75,6 +78,8 @@ pub struct OverviewSlice {
     pub stores: Vec<Store>,
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub alarms: Vec<Notice>,
+    /// Alarms of this role that wait for a person.
+    pub open_alarms: u64,
     /// Why the role gave nothing; set by the gateway, which could not reach it.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub down: Option<String>,
@@ -398,4 +403,6 @@ pub struct Notice {
     pub message: String,
     /// Where to look, or what to do.
     pub look_at: String,
+    /// Money or a promise is at stake: it cannot wait.
+    pub critical: bool,
 }

@@ -6,17 +6,19 @@ use axum::{
     Router,
     extract::{ConnectInfo, Request, State as Axum},
     response::{IntoResponse, Response},
-    routing::get,
+    routing::{get, post},
 };
 use http::{HeaderName, HeaderValue, header};
 
-use super::{State, early, overview, role_of, web};
+use super::{State, alarms, early, overview, role_of, web};
 use crate::platform::problem::Problem;
 
 pub(super) fn router(state: State) -> Router {
     Router::new()
         .route("/openapi.json", get(openapi))
         .route("/admin/v1/overview", get(overview::get))
+        .route("/admin/v1/alarms", get(alarms::list))
+        .route("/admin/v1/alarms/{id}/resolve", post(alarms::resolve))
         .with_state(state.clone())
         .merge(web::router())
         .method_not_allowed_fallback(|| async {

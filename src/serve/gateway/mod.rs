@@ -6,6 +6,7 @@
 //! `/internal` through, and roles trust nothing it says: each verifies the
 //! access token itself.
 
+pub(super) mod alarms;
 mod early;
 mod fast;
 mod http;

@@ -40,6 +40,7 @@ use self::looks::Looks;
 use self::machine::PaymentState;
 use self::signature::Refused;
 use self::stripe::{Stripe, StripeFailure};
+use crate::platform::alarms::Alarms;
 use crate::platform::auth::{InternalSecret, Verifier};
 use crate::platform::events::{
     Event, HandlerError, Outbox, OutboxSignal, Subscription, Watch, handler,
@@ -53,8 +54,7 @@ use crate::platform::upstream::{Upstream, UpstreamError};
 /// The schema of this role.
 pub const SCHEMA: &str = "payments";
 /// Its migrations.
-pub static MIGRATOR: crate::platform::db::Migrations =
-    crate::migrations!("payments": "0001_payments", "0002_burnt_keys", "0003_traces");
+pub static MIGRATOR: crate::platform::db::Migrations = crate::migrations!("payments": "0001_payments", "0002_burnt_keys", "0003_traces", "0004_alarms");
 /// Its name as a consumer of events.
 const CONSUMER: &str = "payments";
 
@@ -99,6 +99,7 @@ pub struct Payments {
     counters: Counters,
     totals: Arc<overview::Totals>,
     events: Watch,
+    alarms: Alarms,
 }
 
 impl Payments {
@@ -129,6 +130,7 @@ impl Payments {
             );
         });
         Ok(Self {
+            alarms: Alarms::new(SCHEMA, pool.clone()),
             stripe: Stripe::new(&settings.stripe_url, &settings.secret_key)?,
             pool,
             reservations,
@@ -142,6 +144,11 @@ impl Payments {
             totals: Arc::default(),
             events: Watch::default(),
         })
+    }
+
+    /// What this role wants a person to see to.
+    pub fn alarms(&self) -> &Alarms {
+        &self.alarms
     }
 
     /// Where the process puts the figures of its events.

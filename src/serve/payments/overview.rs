@@ -96,6 +96,7 @@ pub(super) async fn overview(
     let count = |n: i64| u64::try_from(n).unwrap_or(0);
     slice.stores.push(payments.stripe.health());
     payments.events.add_to(&mut slice, super::SCHEMA);
+    payments.alarms.add_to(&mut slice);
     slice.payments = Some(Figures {
         open: count(open.open),
         unknown: count(open.unknown),

@@ -10,7 +10,10 @@ use uuid::Uuid;
 use super::machine::PaymentState;
 use super::stripe::{Intent, NewIntent};
 use super::worker::Look;
-use crate::platform::events::{NewEvent, outbox};
+use crate::platform::{
+    alarms::{self, Alarm},
+    events::{NewEvent, outbox},
+};
 
 /// A payment as stored.
 #[derive(Clone, Debug)]
@@ -356,31 +359,31 @@ pub async fn check_again_in(
     Ok(())
 }
 
-/// Something that a person must look at; false when it is known already.
+/// Something about this payment that a person must look at; false when it is known already.
 pub async fn alarm(
     conn: &mut PgConnection,
     kind: &'static str,
     payment: &Payment,
     detail: &str,
 ) -> sqlx::Result<bool> {
-    let new = sqlx::query(
-        "insert into alarms (id, kind, payment_id, order_id, detail) values ($1, $2, $3, $4, $5)
-         on conflict on constraint one_alarm do nothing",
-    )
-    .bind(Uuid::now_v7())
-    .bind(kind)
-    .bind(payment.id)
-    .bind(payment.order_id)
-    .bind(detail)
-    .execute(conn)
-    .await?;
-    if new.rows_affected() == 1 {
-        tracing::error!(
-            alarm = kind, payment.id = %payment.id, order.id = %payment.order_id, detail,
-            "payment alarm: somebody must look"
-        );
+    let key = payment.id.to_string();
+    alarms::raise_once(conn, &about(kind, &key, payment, detail)).await
+}
+
+/// An alarm about this payment.
+pub fn about<'a>(
+    kind: &'static str,
+    key: &'a str,
+    payment: &Payment,
+    detail: &'a str,
+) -> Alarm<'a> {
+    Alarm {
+        kind,
+        key,
+        order_id: Some(payment.order_id),
+        payment_id: Some(payment.id),
+        detail,
     }
-    Ok(new.rows_affected() == 1)
 }
 
 /// Says what happened, in the transaction of it.

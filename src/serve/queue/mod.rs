@@ -50,6 +50,7 @@ pub use self::{
 };
 use self::{live::Live, scripts::Scripts};
 use crate::platform::{
+    alarms::Alarms,
     auth::{InternalSecret, Verifier},
     events::Watch,
     metrics::Metrics,
@@ -62,7 +63,7 @@ use crate::platform::{
 pub const SCHEMA: &str = "queue";
 /// Its migrations.
 pub static MIGRATOR: crate::platform::db::Migrations =
-    crate::migrations!("queue": "0001_waiting_room", "0002_events", "0003_losses");
+    crate::migrations!("queue": "0001_waiting_room", "0002_events", "0003_losses", "0009_alarms");
 
 /// What the role stands on.
 #[derive(Clone)]
@@ -104,6 +105,7 @@ struct Inner {
     pace: pace::Pace,
     notifications: Mutex<Option<String>>,
     events: Watch,
+    alarms: Alarms,
 }
 
 impl State {
@@ -116,6 +118,7 @@ impl State {
     pub fn with_scripts(deps: Deps, scripts: Scripts) -> Self {
         let figures = overview::Figures::new(&deps.metrics);
         let pace = pace::Pace::new(deps.config.polls_per_second, live::now_ms());
+        let alarms = Alarms::new(SCHEMA, deps.pool.clone());
         Self(Arc::new(Inner {
             deps,
             scripts: Arc::new(scripts),
@@ -126,12 +129,18 @@ impl State {
             pace,
             notifications: Mutex::default(),
             events: Watch::default(),
+            alarms,
         }))
     }
 
     /// Where the process puts the figures of its events.
     pub fn events(&self) -> &Watch {
         &self.0.events
+    }
+
+    /// What this role wants a person to see to.
+    pub fn alarms(&self) -> &Alarms {
+        &self.0.alarms
     }
 
     fn deps(&self) -> &Deps {

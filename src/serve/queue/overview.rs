@@ -113,6 +113,7 @@ impl State {
         slice.queues.sort_by_key(|queue| queue.performance_id);
         slice.stores = self.stores().await;
         self.events().add_to(&mut slice, super::SCHEMA);
+        self.alarms().add_to(&mut slice);
         let note = self
             .0
             .notifications
@@ -124,6 +125,7 @@ impl State {
             performance_id: None,
             message,
             look_at: "notify-keyspace-events of the Redis server".into(),
+            critical: false,
         }));
         slice
     }

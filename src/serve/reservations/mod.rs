@@ -43,6 +43,7 @@ pub use self::{
     tickets::TicketKey,
 };
 use crate::platform::{
+    alarms::Alarms,
     auth::{InternalSecret, Verifier},
     events::{Outbox, OutboxSignal, Watch},
     idempotency,
@@ -56,7 +57,7 @@ use crate::platform::{
 /// The schema of this role.
 pub const SCHEMA: &str = "reservations";
 /// Its migrations.
-pub static MIGRATOR: crate::platform::db::Migrations = crate::migrations!("reservations": "0001_orders", "0002_events", "0003_dead_letters", "0004_traces");
+pub static MIGRATOR: crate::platform::db::Migrations = crate::migrations!("reservations": "0001_orders", "0002_events", "0003_dead_letters", "0004_traces", "0005_alarms");
 
 /// A repair follows a rebuild after this long: what was on its way has arrived.
 const REPAIR_SOON: Duration = Duration::from_secs(1);
@@ -156,6 +157,7 @@ pub struct Inner {
     repairs: mpsc::Sender<Uuid>,
     repairs_asked: std::sync::Mutex<Option<mpsc::Receiver<Uuid>>>,
     events: Watch,
+    alarms: Alarms,
     sold: overview::Sold,
 }
 
@@ -192,6 +194,7 @@ impl Reservations {
         Self(Arc::new(Inner {
             config,
             writer: Writer::start(deps.pool.clone()),
+            alarms: Alarms::new(SCHEMA, deps.pool.clone()),
             pool: deps.pool,
             redis: deps.redis,
             prefix: deps.redis_prefix,
@@ -225,6 +228,11 @@ impl Reservations {
     /// Where the process puts the figures of its events.
     pub fn events(&self) -> &Watch {
         &self.events
+    }
+
+    /// What this role wants a person to see to.
+    pub fn alarms(&self) -> &Alarms {
+        &self.alarms
     }
 
     /// The set of performances whose seats are in Redis.

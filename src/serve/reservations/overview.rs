@@ -45,6 +45,7 @@ pub(super) async fn overview(
         .stores
         .push(store("redis", pong.map_err(|e| e.to_string()), started));
     state.events.add_to(&mut slice, super::SCHEMA);
+    state.alarms.add_to(&mut slice);
     Ok(Json(slice))
 }
 

@@ -158,6 +158,7 @@ pub fn sale(second: i64) -> Overview {
         .map(role)
         .to_vec(),
         alarms: vec![],
+        open_alarms: 0,
     }
 }
 

@@ -69,7 +69,10 @@ impl Watch {
                 code: notice.code.clone(),
                 subject: title.map_or_else(|| "server".into(), |row| row.title.clone()),
                 performance: notice.performance_id,
-                severity: Severity::Warning,
+                severity: match notice.critical {
+                    true => Severity::Critical,
+                    false => Severity::Warning,
+                },
                 message: notice.message.clone(),
                 look_at: notice.look_at.clone(),
             });

@@ -221,6 +221,9 @@ fn events(overview: &Overview, theme: Theme) -> Pairs {
     if payments.unknown > 0 {
         pairs.put("unknown", format::commas(payments.unknown), theme.warn());
     }
+    if overview.open_alarms > 0 {
+        pairs.trouble("alarms", overview.open_alarms);
+    }
     pairs.trouble("stuck", payments.refunds_stuck);
     pairs
 }

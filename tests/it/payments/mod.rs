@@ -1,8 +1,10 @@
 //! Money on the real binary and the real sandbox: every captured payment ends in one confirmed
 //! order or one full refund, whatever Stripe, the network and the process do.
 
+mod alarms;
 mod at_stripe;
 pub mod crashes;
+pub mod support;
 
 use std::time::{Duration, Instant};
 

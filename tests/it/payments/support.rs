@@ -1,0 +1,116 @@
+//! Steps that the tests of money share.
+
+#![allow(
+    dead_code,
+    reason = "a support function serves whichever test needs it"
+)]
+
+use serde_json::{Value, json};
+
+use crate::harness::client::Reply;
+use crate::harness::server::Server;
+use crate::harness::steps::{Buyer, pay};
+
+/// A confirmed order, with its payment and its intent.
+pub struct Sold<'a> {
+    pub server: &'a Server,
+    pub buyer: &'a Buyer,
+    pub order: String,
+    pub payment: String,
+    pub intent: String,
+    pub amount: i64,
+}
+
+/// This buyer's order, paid with `card` and confirmed.
+pub async fn sold<'a>(server: &'a Server, buyer: &'a Buyer, card: &str) -> Sold<'a> {
+    let order = server.hold(buyer).await.str("id");
+    let payment = server.begin(buyer, &order).await.expect(201);
+    pay(&server.sale, &payment, card).await.expect(200);
+    server.until_order(buyer, &order, "CONFIRMED").await;
+    Sold {
+        server,
+        buyer,
+        order,
+        payment: payment.str("id"),
+        intent: payment.str("paymentIntentId"),
+        amount: payment.body["amount"].as_i64().expect("an amount"),
+    }
+}
+
+impl Sold<'_> {
+    /// The order, once `done` holds of it.
+    pub async fn until_order(&self, done: impl Fn(&Value) -> bool) -> Value {
+        let (auth, path) = (self.buyer.auth(), format!("/api/v1/orders/{}", self.order));
+        let headers = [("authorization", &*auth)];
+        let api = &self.server.sale.api;
+        api.until(&path, &headers, |reply| done(&reply.body))
+            .await
+            .body
+    }
+
+    /// The payment, once `done` holds of it.
+    pub async fn until_payment(&self, done: impl Fn(&Value) -> bool) -> Value {
+        let auth = self.buyer.auth();
+        let path = format!("/api/v1/payments/{}", self.payment);
+        let headers = [("authorization", &*auth)];
+        let api = &self.server.sale.api;
+        api.until(&path, &headers, |reply| done(&reply.body))
+            .await
+            .body
+    }
+
+    /// The open alarm of this kind about the order, once there is one.
+    pub async fn until_alarm(&self, kind: &str) -> Value {
+        let this = |list: &Value| find(list, kind, &self.order);
+        let list = until_alarms(self.server, |list| this(list).is_some()).await;
+        this(&list).expect("just found")
+    }
+
+    /// Waits until no alarm of this kind about the order is open.
+    pub async fn until_no_alarm(&self, kind: &str) {
+        until_alarms(self.server, |list| find(list, kind, &self.order).is_none()).await;
+    }
+}
+
+fn find(list: &Value, kind: &str, order: &str) -> Option<Value> {
+    let items = list["items"].as_array()?;
+    let found = |alarm: &&Value| alarm["kind"] == kind && alarm["orderId"] == order;
+    items.iter().find(found).cloned()
+}
+
+async fn until_alarms(server: &Server, done: impl Fn(&Value) -> bool) -> Value {
+    let admin = server.admin();
+    let headers = [("authorization", &*admin)];
+    let path = "/admin/v1/alarms?limit=100";
+    let api = &server.sale.api;
+    api.until(path, &headers, |reply| {
+        reply.status.is_success() && done(&reply.body)
+    })
+    .await
+    .body
+}
+
+/// `GET` as an ADMIN.
+pub async fn admin_get(server: &Server, path: &str) -> Reply {
+    let admin = server.admin();
+    server
+        .sale
+        .api
+        .get(path, &[("authorization", &admin)])
+        .await
+}
+
+/// Resolves an alarm as an ADMIN.
+pub async fn resolve(server: &Server, id: &str, body: Value) -> Reply {
+    let (admin, path) = (server.admin(), format!("/admin/v1/alarms/{id}/resolve"));
+    server
+        .sale
+        .api
+        .post(&path, &[("authorization", &admin)], body)
+        .await
+}
+
+/// Resolves an alarm with a reason that is one.
+pub async fn resolved(server: &Server, id: &str) -> Reply {
+    resolve(server, id, json!({"reason": "dealt with"})).await
+}
