@@ -1,10 +1,9 @@
-//! Places where a test can make the process die, and defects that a test can switch on.
+//! Places where a test can make the process die.
 //!
-//! `TICKETPING_FAILPOINT=name[:nth]` aborts the process when the named point is passed for
-//! the nth time (default: the first). `TICKETPING_MUTANT=name[,name…]` switches on a known
-//! defect, so that a test can show that it would be noticed. Neither exists in a release build.
+//! `TICKETPING_FAILPOINT=name[:nth[:panic]]` aborts the process when the named point is passed for
+//! the nth time (default: the first), or panics there. It does nothing in a release build.
 //!
-//! Every name stands in a list here; the macros refuse others at compile time, so that
+//! Every name stands in the list here; the macro refuses others at compile time, so that
 //! coverage is a count.
 
 use std::sync::OnceLock;
@@ -40,27 +39,13 @@ pub const FAILPOINTS: &[&str] = &[
     "orders.step_before_commit",
     "orders.step_after_commit",
     "orders.reacquire_after_hold",
-];
-
-/// Every known defect that can be switched on, one for each invariant.
-pub const MUTANTS: &[&str] = &[
-    "inbox.skip",
-    "outbox.mark_before_delivery",
-    "kafka.store_before_effect",
-    "payments.random_stripe_key",
-    "payments.ack_before_insert",
-    "payments.release_before_cancel",
-    "orders.no_unique_index",
-    "orders.skip_seat_check",
-    "orders.free_before_final",
-    "orders.confirm_expired",
-    "orders.skip_limit",
-    "top.panic_in_help",
+    "top.draw_help",
 ];
 
 struct Armed {
     name: String,
     nth: u64,
+    panics: bool,
     passed: AtomicU64,
 }
 
@@ -70,31 +55,20 @@ pub fn hit(name: &str) {
     static ARMED: OnceLock<Option<Armed>> = OnceLock::new();
     let armed = ARMED.get_or_init(|| {
         let value = std::env::var("TICKETPING_FAILPOINT").ok()?;
-        let (name, nth) = value.split_once(':').unwrap_or((&value, "1"));
+        let mut parts = value.split(':');
         Some(Armed {
-            name: name.to_owned(),
-            nth: nth.parse().unwrap_or(1),
+            name: parts.next()?.to_owned(),
+            nth: parts.next().and_then(|nth| nth.parse().ok()).unwrap_or(1),
+            panics: parts.next() == Some("panic"),
             passed: AtomicU64::new(0),
         })
     });
     let Some(armed) = armed else { return };
     if armed.name == name && armed.passed.fetch_add(1, Ordering::SeqCst) + 1 == armed.nth {
+        assert!(!armed.panics, "failpoint {name}: panicking");
         eprintln!("failpoint {name}: aborting");
         std::process::abort();
     }
-}
-
-/// Called through [`mutant!`](crate::mutant).
-#[doc(hidden)]
-pub fn mutated(name: &str) -> bool {
-    static MUTATED: OnceLock<Vec<String>> = OnceLock::new();
-    MUTATED
-        .get_or_init(|| {
-            let value = std::env::var("TICKETPING_MUTANT").unwrap_or_default();
-            value.split(',').map(str::to_owned).collect()
-        })
-        .iter()
-        .any(|known| known == name)
 }
 
 #[doc(hidden)]
@@ -136,19 +110,5 @@ macro_rules! failpoint {
         if cfg!(debug_assertions) {
             $crate::platform::failpoint::hit($name);
         }
-    }};
-}
-
-/// True when a test has switched this defect on; never in a release build.
-#[macro_export]
-macro_rules! mutant {
-    ($name:literal) => {{
-        const {
-            assert!(
-                $crate::platform::failpoint::listed($crate::platform::failpoint::MUTANTS, $name),
-                "add this mutant to platform::failpoint::MUTANTS"
-            );
-        }
-        cfg!(debug_assertions) && $crate::platform::failpoint::mutated($name)
     }};
 }

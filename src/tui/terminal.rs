@@ -39,10 +39,6 @@ impl Screen {
     }
 
     pub(super) fn draw(&mut self, state: &State, theme: Theme) -> io::Result<()> {
-        assert!(
-            !(state.help && crate::mutant!("top.panic_in_help")),
-            "a defect that a test asked for"
-        );
         // One update at once where the terminal knows how: no tearing, no flicker.
         execute!(stdout(), BeginSynchronizedUpdate)?;
         self.terminal

@@ -288,7 +288,7 @@ async fn a_panic_gives_the_terminal_back_and_is_seen() {
     let terminal = Terminal::open(100, 30);
     // Nobody answers there: the frame is drawn all the same.
     terminal.type_in(&format!(
-        "RUST_BACKTRACE=0 TICKETPING_MUTANT=top.panic_in_help {BIN} top --url http://127.0.0.1:9 --token x; echo left with $?"
+        "RUST_BACKTRACE=0 TICKETPING_FAILPOINT=top.draw_help:1:panic {BIN} top --url http://127.0.0.1:9 --token x; echo left with $?"
     ));
     terminal.press("Enter");
     terminal.shows("SERVER LOST").await;
@@ -298,7 +298,10 @@ async fn a_panic_gives_the_terminal_back_and_is_seen() {
     );
     terminal.press("?");
     let left = terminal.shows("left with 101").await;
-    assert!(left.contains("a defect that a test asked for"), "{left}");
+    assert!(
+        left.contains("failpoint top.draw_help: panicking"),
+        "{left}"
+    );
     assert_eq!(
         terminal
             .tmux(&["display", "-p", "#{alternate_on} #{cursor_flag}"])

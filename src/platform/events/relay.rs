@@ -247,10 +247,6 @@ impl<'a> Session<'a> {
         }
         let rows = outbox::pending(&mut self.conn, &self.held, &skip, 4 * room as i64).await?;
         for (key, rows) in by_key(rows, room) {
-            if crate::mutant!("outbox.mark_before_delivery") {
-                let ids: Vec<Uuid> = rows.iter().map(|row| row.id).collect();
-                outbox::mark_published(&mut self.conn, &ids).await?;
-            }
             self.busy.push(key.clone());
             self.running.spawn(deliver_key(
                 self.delivery.clone(),

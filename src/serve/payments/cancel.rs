@@ -104,9 +104,6 @@ impl Payments {
             }
             PaymentState::RequiresPayment | PaymentState::Failed | PaymentState::Processing => {
                 let payment = store::request_cancel(tx, payment.id, false).await?;
-                if crate::mutant!("payments.release_before_cancel") {
-                    store::say(tx, &payment.said_cancelled()).await?;
-                }
                 Ok(Noted::AskStripe(Box::new(payment)))
             }
         }

@@ -51,19 +51,6 @@ pub(super) async fn keep(pool: &PgPool, body: &[u8]) -> Result<(), Error> {
         return Err(Error::BadWebhook("no event"));
     };
     crate::failpoint!("payments.before_webhook_insert");
-    if crate::mutant!("payments.ack_before_insert") {
-        let (pool, id, kind, text) = (
-            pool.clone(),
-            id.to_owned(),
-            kind.to_owned(),
-            String::from_utf8_lossy(body).into_owned(),
-        );
-        tokio::spawn(async move {
-            tokio::time::sleep(Duration::from_millis(500)).await;
-            insert(&pool, &id, &kind, &text).await
-        });
-        return Ok(());
-    }
     insert(pool, id, kind, &String::from_utf8_lossy(body)).await?;
     crate::failpoint!("payments.after_webhook_insert");
     Ok(())

@@ -18,7 +18,7 @@ use super::{
     writer::Written,
 };
 use crate::{
-    failpoint, mutant,
+    failpoint,
     platform::{
         idempotency::{Answer, Claim},
         place::{Place, PlaceState},
@@ -254,27 +254,11 @@ impl Reservations {
             user: asked.user,
             schedule: catalogue.schedule_id,
             ttl_ms: u64::try_from(self.config.hold_ttl_ms()).unwrap_or(0),
-            limit: if mutant!("orders.skip_limit") {
-                u32::MAX
-            } else {
-                self.config.seat_limit
-            },
+            limit: self.config.seat_limit,
             place: Some((asked.place.epoch, asked.place.number)),
             pick,
         };
         let mut redis = self.redis.clone();
-        if mutant!("orders.skip_seat_check")
-            && let Pick::Seats(indices) = pick
-        {
-            for index in indices {
-                redis::cmd("SETRANGE")
-                    .arg(keys.seats(catalogue.schedule_id))
-                    .arg(*index)
-                    .arg("0")
-                    .query_async::<()>(&mut redis)
-                    .await?;
-            }
-        }
         for _ in 0..REBUILDS_MAX {
             match scripts::hold(&mut redis, &keys, &hold).await? {
                 Held::Absent => self.rebuild(catalogue.performance_id).await?,

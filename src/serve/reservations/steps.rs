@@ -11,7 +11,7 @@ use super::{
     store::{self, Row},
 };
 use crate::{
-    failpoint, mutant,
+    failpoint,
     platform::events::{NewEvent, OutboxSignal, inbox, outbox::append},
 };
 
@@ -189,12 +189,7 @@ async fn decide(conn: &mut PgConnection, row: &Row, cause: &Cause) -> Result<Ste
         }
         // Postgres has the clock that counts; a bell that rings early changes nothing.
         Cause::HoldLapsed if row.expires_at > row.now => return Ok(Step::Same),
-        Cause::HoldLapsed => {
-            if mutant!("orders.free_before_final") && status == Status::Paying {
-                return Ok(Step::To(Status::Expired));
-            }
-            Happening::HoldLapsed
-        }
+        Cause::HoldLapsed => Happening::HoldLapsed,
         Cause::BuyerCancels { user, cutoff } => {
             if *user != row.user_id {
                 return Err(StepError::NotFound);
@@ -230,11 +225,7 @@ async fn decide(conn: &mut PgConnection, row: &Row, cause: &Cause) -> Result<Ste
         Cause::MoneyBack { full: false, .. } => Happening::RefundedInPart,
         Cause::Disputed => Happening::Disputed,
     };
-    let step = status.on(happening);
-    if mutant!("orders.confirm_expired") && step == Step::Reacquire {
-        return Ok(Step::Confirm);
-    }
-    Ok(step)
+    Ok(status.on(happening))
 }
 
 async fn capture(

@@ -14,7 +14,7 @@ use tokio::sync::{Semaphore, mpsc, oneshot};
 use uuid::Uuid;
 
 use super::store::NewOrder;
-use crate::{failpoint, mutant, platform::idempotency::Claim};
+use crate::{failpoint, platform::idempotency::Claim};
 
 /// Orders in one transaction: at 4 seats each some 1,000 rows, a few milliseconds.
 const BATCH_MAX: usize = 256;
@@ -129,11 +129,6 @@ fn answer(jobs: Vec<Job>, outcome: &Outcome) {
 /// One transaction. Orders missing from the answer were there before.
 async fn write_together(pool: &PgPool, jobs: &[Job]) -> sqlx::Result<HashMap<Uuid, Written>> {
     let mut tx = pool.begin().await?;
-    if mutant!("orders.no_unique_index") {
-        sqlx::query("drop index if exists one_live_order_a_seat")
-            .execute(&mut *tx)
-            .await?;
-    }
     let inserted = insert(&mut tx, jobs).await?;
     let mut written = HashMap::with_capacity(inserted.len());
     let mut incomplete = Vec::new();

@@ -36,6 +36,7 @@ pub fn draw(frame: &mut Frame<'_>, state: &State, theme: Theme) {
     .areas(area);
     header::draw(frame, head, state, theme);
     if state.help {
+        crate::failpoint!("top.draw_help");
         help::draw(frame, body, state, theme);
     } else if state.overview.is_none() {
         nothing_yet(frame, body, state, theme);

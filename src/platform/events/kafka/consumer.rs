@@ -306,9 +306,6 @@ impl Member {
     fn enqueue(&mut self, taken: Option<Taken>) {
         let Some(taken) = taken else { return };
         self.taken += 1;
-        if crate::mutant!("kafka.store_before_effect") {
-            self.store(&taken.partition, taken.offset + 1);
-        }
         let lane = (taken.partition.clone(), taken.key.clone());
         match self.lanes.get_mut(&lane) {
             Some(waiting) => waiting.push_back(taken),
