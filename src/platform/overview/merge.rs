@@ -221,6 +221,9 @@ impl Payments {
         self.refunds_pending += other.refunds_pending;
         self.refunds_stuck += other.refunds_stuck;
         self.webhooks_pending += other.webhooks_pending;
+        self.creates_per_second_max = self.creates_per_second_max.or(other.creates_per_second_max);
+        self.create_wait_ms = self.create_wait_ms.max(other.create_wait_ms);
+        self.calls_waiting += other.calls_waiting;
     }
 }
 

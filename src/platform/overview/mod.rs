@@ -346,6 +346,13 @@ pub struct Payments {
     pub refunds_stuck: u64,
     /// Webhooks taken and not yet worked on.
     pub webhooks_pending: u64,
+    /// PaymentIntents that the Stripe account may create a second; `null`: no limit is set.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub creates_per_second_max: Option<u64>,
+    /// The longest that creating one waited for the account's rate limits lately.
+    pub create_wait_ms: u64,
+    /// Buyers' calls to Stripe that wait for the rate limits now, in the instance that answers.
+    pub calls_waiting: u64,
 }
 
 /// Ordered so that the worst compares greatest.

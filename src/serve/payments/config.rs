@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use super::stripe::{PaymentMethods, StripeRate};
 use crate::platform::secret::Secret;
 
 /// As given on the command line and in the environment; [`Config::settings`] completes it.
@@ -45,6 +46,24 @@ pub struct Config {
     /// How long a payment may stay open before Stripe is asked what became of it.
     #[arg(long, env = "TICKETPING_PAYMENT_RECONCILE_AFTER", value_name = "DURATION", default_value = "60s", value_parser = humantime::parse_duration)]
     pub payment_reconcile_after: Duration,
+    /// What the whole Stripe account may call, shared by all instances: calls a second to each endpoint, or
+    /// with a total, as 25/100, or unlimited
+    /// [default: Stripe's documented 25, with a total of 100 live and 25 in test mode; unlimited where STRIPE_URL
+    /// is not Stripe]
+    #[arg(long, env = "TICKETPING_STRIPE_RATE", value_name = "RATE")]
+    pub stripe_rate: Option<StripeRate>,
+    /// What buyers may pay with: Stripe's names with commas between, or automatic for all that its dashboard
+    /// switches on. Methods that settle after days outlast the hold of the seats
+    #[arg(
+        long,
+        env = "TICKETPING_STRIPE_PAYMENT_METHODS",
+        value_name = "METHODS",
+        default_value = "card"
+    )]
+    pub stripe_payment_methods: PaymentMethods,
+    /// How often Stripe's list of events is read for those that no webhook brought
+    #[arg(long, env = "TICKETPING_STRIPE_EVENTS_EVERY", value_name = "DURATION", default_value = "60s", value_parser = humantime::parse_duration)]
+    pub stripe_events_every: Duration,
 }
 
 /// Complete settings.
@@ -58,6 +77,9 @@ pub struct Settings {
     /// One, or two during rotation.
     pub webhook_secrets: Vec<Secret>,
     pub reconcile_after: Duration,
+    pub rate: Option<StripeRate>,
+    pub methods: PaymentMethods,
+    pub events_every: Duration,
 }
 
 const STRIPE: &str = "https://api.stripe.com";
@@ -101,6 +123,9 @@ impl Config {
             publishable_key,
             webhook_secrets,
             reconcile_after: self.payment_reconcile_after,
+            rate: self.stripe_rate,
+            methods: self.stripe_payment_methods,
+            events_every: self.stripe_events_every,
         })
     }
 }

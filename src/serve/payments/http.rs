@@ -234,8 +234,9 @@ async fn webhook(
         now_s,
     )
     .map_err(Error::BadSignature)?;
-    webhook::keep(&payments.pool, &body).await?;
-    payments.worker.notify_one();
+    if webhook::keep(&payments.pool, &body).await? {
+        payments.worker.notify_one();
+    }
     Ok(StatusCode::OK)
 }
 

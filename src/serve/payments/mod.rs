@@ -54,7 +54,7 @@ use crate::platform::upstream::{Upstream, UpstreamError};
 /// The schema of this role.
 pub const SCHEMA: &str = "payments";
 /// Its migrations.
-pub static MIGRATOR: crate::platform::db::Migrations = crate::migrations!("payments": "0001_payments", "0002_burnt_keys", "0003_traces", "0004_alarms");
+pub static MIGRATOR: crate::platform::db::Migrations = crate::migrations!("payments": "0001_payments", "0002_burnt_keys", "0003_traces", "0004_alarms", "0005_stripe_limits");
 /// Its name as a consumer of events.
 const CONSUMER: &str = "payments";
 
@@ -116,7 +116,14 @@ impl Payments {
         metrics: &Metrics,
     ) -> Result<Self, String> {
         let counters = Counters::default();
+        let stripe = Stripe::new(
+            &settings.stripe_url,
+            &settings.secret_key,
+            settings.rate,
+            settings.methods.clone(),
+        )?;
         metrics.register(|registry| {
+            stripe.budget().register(registry);
             let c = counters.clone();
             registry.register(
                 "payments_settled",
@@ -131,7 +138,7 @@ impl Payments {
         });
         Ok(Self {
             alarms: Alarms::new(SCHEMA, pool.clone()),
-            stripe: Stripe::new(&settings.stripe_url, &settings.secret_key)?,
+            stripe,
             pool,
             reservations,
             verifier,
@@ -151,6 +158,14 @@ impl Payments {
         &self.alarms
     }
 
+    /// The same role, whose calls to Stripe yield to those of buyers.
+    fn background(&self) -> Self {
+        Self {
+            stripe: self.stripe.background(),
+            ..self.clone()
+        }
+    }
+
     /// Where the process puts the figures of its events.
     pub fn events(&self) -> &Watch {
         &self.events
@@ -163,6 +178,14 @@ pub fn tasks(payments: &Payments, tasks: &Tasks) {
         "payments.worker",
         worker::run(payments.clone(), tasks.token()),
     );
+    tasks.spawn(
+        "payments.stripe-shares",
+        stripe::shares::run(
+            payments.stripe.clone(),
+            payments.pool.clone(),
+            tasks.token(),
+        ),
+    );
     let stripe = payments.stripe.clone();
     tasks.every("payments.stripe-health", STRIPE_LOOK_EVERY, move || {
         let stripe = stripe.clone();
@@ -172,10 +195,8 @@ pub fn tasks(payments: &Payments, tasks: &Tasks) {
     tasks.every("payments.purge", PURGE_EVERY, move || {
         let pool = pool.clone();
         async move {
-            let purged = webhook::purge(&pool)
-                .await
-                .and(idempotency::purge(&pool).await);
-            if let Err(error) = purged {
+            let purged = [webhook::purge(&pool).await, idempotency::purge(&pool).await];
+            for error in purged.into_iter().filter_map(Result::err) {
                 tracing::warn!(%error, "cannot delete old webhooks and keys; trying again later");
             }
         }

@@ -38,6 +38,7 @@ struct Open {
     refunds_pending: i64,
     refunds_stuck: i64,
     webhooks_pending: i64,
+    create_wait_ms: i64,
 }
 
 crate::from_row!(Open {
@@ -46,7 +47,8 @@ crate::from_row!(Open {
     failed,
     refunds_pending,
     refunds_stuck,
-    webhooks_pending
+    webhooks_pending,
+    create_wait_ms
 });
 
 impl Totals {
@@ -82,7 +84,9 @@ pub(super) async fn overview(
                 count(*) filter (where state = 'FAILED') as failed,
                 (select count(*) from refunds where state <> 'SUCCEEDED') as refunds_pending,
                 (select count(*) from refunds where state <> 'SUCCEEDED' and alarmed_at is not null) as refunds_stuck,
-                (select count(*) from webhook_events where processed_at is null) as webhooks_pending
+                (select count(*) from webhook_events where processed_at is null) as webhooks_pending,
+                (select coalesce(max(create_wait_ms), 0)::bigint from stripe_shares
+                     where leased_until > now()) as create_wait_ms
          from payments where state in ('CREATING', 'REQUIRES_PAYMENT', 'FAILED', 'PROCESSING')",
     )
     .fetch_one(&payments.pool)
@@ -106,6 +110,9 @@ pub(super) async fn overview(
         refunds_pending: count(open.refunds_pending),
         refunds_stuck: count(open.refunds_stuck),
         webhooks_pending: count(open.webhooks_pending),
+        creates_per_second_max: payments.stripe.budget().creates_per_second_max(),
+        create_wait_ms: count(open.create_wait_ms),
+        calls_waiting: u64::try_from(payments.stripe.budget().buyers_waiting()).unwrap_or(0),
     });
     Ok(Json(slice))
 }

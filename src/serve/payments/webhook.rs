@@ -21,6 +21,13 @@ use serde_json::json;
 /// An event whose object Stripe itself does not know is given up after so many tries.
 const REFUSED_TRIES_MAX: i32 = 8;
 const AGAIN_MAX: Duration = Duration::from_secs(60);
+/// Of an id or a type: those of Stripe have some thirty bytes.
+const NAME_BYTES_MAX: usize = 255;
+/// Of a text within an event: none that is used here is so long.
+const TEXT_BYTES_MAX: usize = 8_192;
+/// Rows of one delete, and the time left to others between two.
+const PURGE_BATCH: u32 = 2_000;
+const PURGE_PAUSE: Duration = Duration::from_millis(50);
 
 /// An event as kept.
 #[derive(Clone, Debug)]
@@ -44,30 +51,89 @@ crate::from_row!(Kept {
     leased_until
 });
 
-/// Keeps a verified event; one that came before is the same row.
-pub(super) async fn keep(pool: &PgPool, body: &[u8]) -> Result<(), Error> {
-    let event: Value = serde_json::from_slice(body).map_err(|_| Error::BadWebhook("not JSON"))?;
-    let (Some(id), Some(kind)) = (event["id"].as_str(), event["type"].as_str()) else {
-        return Err(Error::BadWebhook("no event"));
-    };
-    crate::failpoint!("payments.before_webhook_insert");
-    insert(pool, id, kind, &String::from_utf8_lossy(body)).await?;
-    crate::failpoint!("payments.after_webhook_insert");
-    Ok(())
+/// A verified event, as far as it must be read to be kept.
+struct Incoming {
+    id: String,
+    kind: String,
+    body: String,
+    /// When it was made at Stripe (seconds).
+    made_at: Option<i64>,
 }
 
-async fn insert(pool: &PgPool, id: &str, kind: &str, body: &str) -> sqlx::Result<()> {
-    sqlx::query(
-        "insert into webhook_events (id, type, payload, traceparent) values ($1, $2, $3, $4)
-         on conflict (id) do nothing",
-    )
-    .bind(id)
-    .bind(kind)
-    .bind(body.replace('\0', "\u{fffd}"))
-    .bind(traces::traceparent())
-    .execute(pool)
-    .await?;
-    Ok(())
+impl Incoming {
+    fn read(body: &[u8]) -> Result<Self, Error> {
+        let event: Value =
+            serde_json::from_slice(body).map_err(|_| Error::BadWebhook("not JSON"))?;
+        let name = |value: &Value, what| match value.as_str() {
+            Some(text) if is_name(text) => Ok(text.to_owned()),
+            _ => Err(Error::BadWebhook(what)),
+        };
+        Ok(Self {
+            id: name(&event["id"], "its id is none")?,
+            kind: name(&event["type"], "its type is none")?,
+            made_at: event["created"].as_i64(),
+            // JSON is UTF-8, and has a NUL only as an escape.
+            body: String::from_utf8_lossy(body).into_owned(),
+        })
+    }
+
+    /// Does it change nothing here? What the intent is made of, its own creation told.
+    fn is_idle(&self) -> bool {
+        self.kind == "payment_intent.created"
+    }
+
+    /// One that came before is the same row; one that was found in Stripe's list has come now.
+    async fn insert(&self, pool: &PgPool) -> sqlx::Result<()> {
+        sqlx::query(
+            "insert into webhook_events
+                 (id, type, payload, traceparent, event_at, delivered_at, processed_at, outcome)
+             values ($1, $2, $3, $4, $5, now(), case when $6 then now() end,
+                     case when $6 then 'NOTHING' end)
+             on conflict (id) do update set delivered_at = now()
+                 where webhook_events.polled and webhook_events.delivered_at is null",
+        )
+        .bind(&self.id)
+        .bind(&self.kind)
+        .bind(&self.body)
+        .bind(traces::traceparent())
+        .bind(self.made_at)
+        .bind(self.is_idle())
+        .execute(pool)
+        .await?;
+        Ok(())
+    }
+}
+
+/// Could Stripe call something so? Its ids and types are short and visible; an index takes them.
+fn is_name(text: &str) -> bool {
+    (1..=NAME_BYTES_MAX).contains(&text.len()) && text.bytes().all(|b| b.is_ascii_graphic())
+}
+
+/// Keeps a verified event; one that came before is the same row. True when there is work to do.
+pub(super) async fn keep(pool: &PgPool, body: &[u8]) -> Result<bool, Error> {
+    let event = Incoming::read(body)?;
+    let work = !event.is_idle();
+    crate::failpoint!("payments.before_webhook_insert");
+    event.insert(pool).await?;
+    crate::failpoint!("payments.after_webhook_insert");
+    Ok(work)
+}
+
+/// What Stripe sent, with nothing in its texts that PostgreSQL or an index would refuse.
+fn cleaned(value: Value) -> Value {
+    match value {
+        Value::String(text) if text.contains('\0') || text.len() > TEXT_BYTES_MAX => {
+            let mut text = text.replace('\0', "\u{fffd}");
+            text.truncate(text.floor_char_boundary(TEXT_BYTES_MAX));
+            Value::String(text)
+        }
+        Value::Array(items) => items.into_iter().map(cleaned).collect(),
+        Value::Object(fields) => {
+            let fields = fields.into_iter();
+            Value::Object(fields.map(|(name, value)| (name, cleaned(value))).collect())
+        }
+        other => other,
+    }
 }
 
 pub(super) async fn claim_due(pool: &PgPool, limit: i64, lease_s: f64) -> sqlx::Result<Vec<Kept>> {
@@ -83,16 +149,29 @@ pub(super) async fn claim_due(pool: &PgPool, limit: i64, lease_s: f64) -> sqlx::
     .await
 }
 
-/// Removes events that Stripe cannot send again (it repeats them for 3 days).
+/// Removes events that Stripe cannot send again (it repeats them for 3 days), and old refusals:
+/// all that are due, some at a time, found by an index.
 pub(super) async fn purge(pool: &PgPool) -> sqlx::Result<u64> {
-    let done = sqlx::query(
-        "delete from webhook_events where id in (
-             select id from webhook_events
-             where processed_at < now() - interval '14 days' limit 1000)",
-    )
-    .execute(pool)
-    .await?;
-    Ok(done.rows_affected())
+    sqlx::query("delete from webhook_refusals where refused_at < now() - interval '1 day'")
+        .execute(pool)
+        .await?;
+    let mut removed = 0;
+    loop {
+        let done = sqlx::query(
+            "delete from webhook_events where id in (
+                 select id from webhook_events
+                 where processed_at < now() - interval '14 days'
+                 order by processed_at limit $1 for update skip locked)",
+        )
+        .bind(i64::from(PURGE_BATCH))
+        .execute(pool)
+        .await?;
+        removed += done.rows_affected();
+        if done.rows_affected() < u64::from(PURGE_BATCH) {
+            return Ok(removed);
+        }
+        tokio::time::sleep(PURGE_PAUSE).await;
+    }
 }
 
 impl Payments {
@@ -132,6 +211,7 @@ impl Payments {
     async fn act_on(&self, kept: &Kept) -> Result<&'static str, Error> {
         let event: Value =
             serde_json::from_str(&kept.payload).map_err(|_| Error::BadWebhook("not JSON"))?;
+        let event = cleaned(event);
         if event["livemode"]
             .as_bool()
             .is_some_and(|live| live != self.stripe.live())

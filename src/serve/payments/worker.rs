@@ -2,11 +2,12 @@
 //! at what has been open for too long. Work is claimed for a while in Postgres, so that any
 //! number of instances share it and a dead one's work comes back.
 
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use chrono::{DateTime, Utc};
 use sqlx::{FromRow, PgPool, Row as _, postgres::PgRow};
+use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
@@ -23,8 +24,11 @@ const LEASE_S: f64 = 5.0;
 /// A try may take longer than its lease (two calls to Stripe, each tried twice): it is renewed
 /// while it runs, often enough to miss one renewal.
 const RENEW_EVERY: Duration = Duration::from_millis(1_500);
-/// At once: each holds a connection now and then, and Stripe allows about a hundred calls a second.
-const AT_ONCE: usize = 8;
+/// At once, of each kind: a kind that waits for Stripe takes no room from the others, and buyers
+/// wait for webhooks.
+const WEBHOOKS_AT_ONCE: usize = 8;
+const REFUNDS_AT_ONCE: usize = 4;
+const LOOKS_AT_ONCE: usize = 4;
 /// How long a stopping worker lets tries end; what is cut off comes back with its lease.
 const DRAIN: Duration = Duration::from_secs(5);
 /// Stripe forgets keys after 24 h: an attempt so old can no longer be repeated.
@@ -115,23 +119,98 @@ impl Lease {
     }
 }
 
-pub(super) async fn run(payments: Payments, stop: CancellationToken) {
-    let mut running = JoinSet::new();
-    loop {
-        while running.try_join_next().is_some() {}
-        let mut full = false;
-        match claim(&payments, AT_ONCE.saturating_sub(running.len())).await {
+/// The kinds of work, in the order in which they are claimed.
+#[derive(Clone, Copy, Debug)]
+enum Kind {
+    Webhooks,
+    Refunds,
+    Looks,
+}
+
+impl Kind {
+    async fn claim(self, pool: &PgPool, room: i64) -> sqlx::Result<Vec<Work>> {
+        Ok(match self {
+            Self::Webhooks => {
+                let due = webhook::claim_due(pool, room, LEASE_S).await?;
+                due.into_iter().map(Work::Webhook).collect()
+            }
+            Self::Refunds => {
+                let due = refunds::claim_due(pool, room, LEASE_S).await?;
+                due.into_iter().map(Work::Refund).collect()
+            }
+            Self::Looks => {
+                let due = store::claim_due(pool, room, LEASE_S).await?;
+                due.into_iter().map(Work::Look).collect()
+            }
+        })
+    }
+}
+
+/// One kind of work with its room.
+struct Lane {
+    kind: Kind,
+    room: Arc<Semaphore>,
+    /// The last claim failed, which was logged.
+    failing: bool,
+}
+
+impl Lane {
+    fn new(kind: Kind, at_once: usize) -> Self {
+        Self {
+            kind,
+            room: Arc::new(Semaphore::new(at_once)),
+            failing: false,
+        }
+    }
+
+    /// Claims and starts what is due, as far as there is room.
+    async fn fill(&mut self, payments: &Payments, running: &mut JoinSet<()>) {
+        let room = self.room.available_permits();
+        if room == 0 {
+            return;
+        }
+        let room = i64::try_from(room).unwrap_or(i64::MAX);
+        match self.kind.claim(&payments.pool, room).await {
             Ok(work) => {
-                full = !work.is_empty();
+                self.failing = false;
                 for one in work {
+                    // Only this loop takes places, so there are as many as were counted.
+                    let place = self.room.clone().try_acquire_owned();
                     let payments = payments.clone();
-                    running.spawn(async move { payments.work_leased(one).await });
+                    running.spawn(async move {
+                        let _place = place;
+                        payments.work_leased(one).await;
+                    });
                 }
             }
-            Err(error) => tracing::debug!(%error, "payments cannot read their work now"),
+            Err(error) => {
+                if !self.failing {
+                    tracing::warn!(%error, kind = ?self.kind, "failed to claim payment work; trying again every second");
+                }
+                self.failing = true;
+            }
         }
-        if full && running.len() < AT_ONCE {
-            continue;
+    }
+}
+
+pub(super) async fn run(payments: Payments, stop: CancellationToken) {
+    let mut running = JoinSet::new();
+    let background = payments.background();
+    // Webhooks first: a buyer is waiting.
+    let mut lanes = [
+        Lane::new(Kind::Webhooks, WEBHOOKS_AT_ONCE),
+        Lane::new(Kind::Refunds, REFUNDS_AT_ONCE),
+        Lane::new(Kind::Looks, LOOKS_AT_ONCE),
+    ];
+    loop {
+        while running.try_join_next().is_some() {}
+        // One kind that cannot be claimed now takes nothing from what the others claimed.
+        for lane in &mut lanes {
+            let payments = match lane.kind {
+                Kind::Webhooks => &payments,
+                Kind::Refunds | Kind::Looks => &background,
+            };
+            lane.fill(payments, &mut running).await;
         }
         tokio::select! {
             () = stop.cancelled() => break,
@@ -142,39 +221,6 @@ pub(super) async fn run(payments: Payments, stop: CancellationToken) {
     }
     let drained = async { while running.join_next().await.is_some() {} };
     let _ = tokio::time::timeout(DRAIN, drained).await;
-}
-
-/// Webhooks first: a buyer is waiting.
-async fn claim(payments: &Payments, room: usize) -> sqlx::Result<Vec<Work>> {
-    let mut work = Vec::new();
-    let left = |work: &Vec<Work>| i64::try_from(room - work.len()).unwrap_or(0);
-    if room == 0 {
-        return Ok(work);
-    }
-    let pool = &payments.pool;
-    work.extend(
-        webhook::claim_due(pool, left(&work), LEASE_S)
-            .await?
-            .into_iter()
-            .map(Work::Webhook),
-    );
-    if left(&work) > 0 {
-        work.extend(
-            refunds::claim_due(pool, left(&work), LEASE_S)
-                .await?
-                .into_iter()
-                .map(Work::Refund),
-        );
-    }
-    if left(&work) > 0 {
-        work.extend(
-            store::claim_due(pool, left(&work), LEASE_S)
-                .await?
-                .into_iter()
-                .map(Work::Look),
-        );
-    }
-    Ok(work)
 }
 
 impl Payments {

@@ -2,8 +2,9 @@
 //! and with which faults.
 
 use std::str::FromStr as _;
+use std::time::Instant;
 
-use axum::extract::{FromRequest, Request};
+use axum::extract::{FromRequest, MatchedPath, Request};
 use axum::http::{HeaderMap, HeaderName, Method, StatusCode, header};
 use base64::Engine as _;
 use subtle::ConstantTimeEq as _;
@@ -46,6 +47,7 @@ impl axum::response::IntoResponse for Rejected {
     fn into_response(self) -> axum::response::Response {
         let mut response = self.1.into_response();
         super::http::name(&mut response, &self.0);
+        super::http::hint(&mut response);
         response
     }
 }
@@ -85,6 +87,13 @@ async fn read(request: Request, state: &State, id: String) -> Result<Call, ApiEr
         None => in_form.and_then(|key| key.as_str().map(str::to_owned)),
     };
     let who = identify(state, given.as_deref())?;
+    // Browsers' calls come from their own addresses; the limits are the server's.
+    if who == Who::Secret && parts.uri.path().starts_with("/v1/") {
+        let matched = parts.extensions.get::<MatchedPath>();
+        let path = matched.map_or("/v1/unknown", MatchedPath::as_str);
+        let endpoint = format!("{} {path}", parts.method);
+        state.limiter().admit(&endpoint, Instant::now())?;
+    }
     let text = |name: &HeaderName| {
         parts
             .headers

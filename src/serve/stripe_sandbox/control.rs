@@ -1,5 +1,5 @@
 //! The sandbox's own endpoints, which Stripe does not have: the standing faults
-//! of a chaos run, and the books for an audit. Both want the secret key.
+//! of a chaos run, the rate limits, and the books for an audit. All want the secret key.
 
 use axum::extract::State as Extract;
 use axum::response::{IntoResponse as _, Response};
@@ -11,6 +11,7 @@ use super::State;
 use super::call::{Call, Who, secret_key_required};
 use super::error::ApiError;
 use super::faults::{self, Term};
+use super::limits::Limits;
 use super::reads;
 
 /// A page of the ledger: small lines, read by machines.
@@ -38,6 +39,7 @@ pub fn router() -> Router<State> {
     Router::new()
         .route("/_sandbox/faults", get(profile).post(set_profile))
         .route("/_sandbox/ledger", get(ledger))
+        .route("/_sandbox/limits", get(limits).post(set_limits))
 }
 
 fn shown(profile: &Profile) -> Value {
@@ -70,6 +72,31 @@ async fn set_profile(Extract(state): Extract<State>, call: Call) -> Response {
         let answer = shown(&profile);
         state.set_profile(profile);
         Ok(answer)
+    };
+    match set() {
+        Ok(value) => Json(value).into_response(),
+        Err(error) => error.into_response(),
+    }
+}
+
+async fn limits(Extract(state): Extract<State>, call: Call) -> Response {
+    match secret_only(&call) {
+        Ok(()) => Json(state.limiter().shown()).into_response(),
+        Err(error) => error.into_response(),
+    }
+}
+
+/// `rate=25/100`: calls a second to each endpoint, and to all; empty means none. Counts begin anew.
+async fn set_limits(Extract(state): Extract<State>, call: Call) -> Response {
+    let set = || -> Result<Value, ApiError> {
+        secret_only(&call)?;
+        call.form.allow(&["rate"])?;
+        let text = call.form.text("rate")?.unwrap_or_default();
+        let limits = text
+            .parse::<Limits>()
+            .map_err(|bad| ApiError::invalid(bad).param("rate"))?;
+        state.limiter().set(limits);
+        Ok(state.limiter().shown())
     };
     match set() {
         Ok(value) => Json(value).into_response(),

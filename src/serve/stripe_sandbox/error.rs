@@ -1,6 +1,6 @@
 //! Stripe's error objects. The sandbox speaks these, and no problems.
 
-use axum::http::StatusCode;
+use axum::http::{HeaderValue, StatusCode};
 use axum::response::{IntoResponse, Response};
 use serde_json::{Map, Value, json};
 
@@ -32,6 +32,7 @@ struct Inner {
     status: StatusCode,
     kind: Kind,
     fields: Map<String, Value>,
+    header: Option<(&'static str, HeaderValue)>,
 }
 
 impl ApiError {
@@ -43,6 +44,7 @@ impl ApiError {
             status,
             kind,
             fields,
+            header: None,
         }))
     }
 
@@ -93,6 +95,12 @@ impl ApiError {
         self
     }
 
+    /// A header beside the body.
+    pub fn header(mut self, name: &'static str, value: HeaderValue) -> Self {
+        self.0.header = Some((name, value));
+        self
+    }
+
     pub fn status(&self) -> StatusCode {
         self.0.status
     }
@@ -114,6 +122,10 @@ impl ApiError {
 
 impl IntoResponse for ApiError {
     fn into_response(self) -> Response {
-        (self.status(), axum::Json(self.body())).into_response()
+        let mut response = (self.status(), axum::Json(self.body())).into_response();
+        if let Some((name, value)) = self.0.header {
+            response.headers_mut().insert(name, value);
+        }
+        response
     }
 }

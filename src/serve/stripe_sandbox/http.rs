@@ -66,6 +66,17 @@ pub fn name(response: &mut Response, request: &str) {
     );
 }
 
+/// Where nothing was done, Stripe tells its own libraries so.
+pub fn hint(response: &mut Response) {
+    if matches!(
+        response.status(),
+        StatusCode::CONFLICT | StatusCode::TOO_MANY_REQUESTS
+    ) {
+        let headers = response.headers_mut();
+        headers.insert("stripe-should-retry", HeaderValue::from_static("true"));
+    }
+}
+
 async fn unknown(method: Method, uri: Uri) -> ApiError {
     ApiError::new(
         StatusCode::NOT_FOUND,
@@ -81,14 +92,7 @@ async fn unknown(method: Method, uri: Uri) -> ApiError {
 fn answer(call: &Call, outcome: Result<Response, ApiError>) -> Response {
     let mut response = outcome.unwrap_or_else(ApiError::into_response);
     name(&mut response, &call.id);
-    if matches!(
-        response.status(),
-        StatusCode::CONFLICT | StatusCode::TOO_MANY_REQUESTS
-    ) {
-        // Nothing was done: Stripe tells its own libraries so.
-        let headers = response.headers_mut();
-        headers.insert("stripe-should-retry", HeaderValue::from_static("true"));
-    }
+    hint(&mut response);
     if let Some(key) = call
         .key
         .as_deref()
@@ -298,6 +302,9 @@ async fn intent(Extract(state): Extract<State>, Path(id): Path<String>, call: Ca
     read(&state, &call, reading).await
 }
 
+/// As Stripe documents for the list of events.
+const EVENT_TYPES_MAX: usize = 20;
+
 const PAGING: [&str; 5] = [
     "limit",
     "starting_after",
@@ -424,6 +431,18 @@ async fn list_events(Extract(state): Extract<State>, call: Call) -> Response {
             .allow(&[&PAGING[..], &["type", "types", "delivery_success"]].concat())?;
         let page = Page::read(state.pool(), Table::Events, &call.form).await?;
         let mut types = call.form.list("types")?.unwrap_or_default();
+        if types.len() > EVENT_TYPES_MAX {
+            return Err(ApiError::invalid(format!(
+                "You may pass at most {EVENT_TYPES_MAX} types, not {}.",
+                types.len()
+            ))
+            .param("types"));
+        }
+        if call.form.has("type") && call.form.has("types") {
+            return Err(ApiError::invalid(
+                "You may only specify one of these parameters: type, types.",
+            ));
+        }
         types.extend(call.form.text("type")?.map(str::to_owned));
         let filter = EventFilter {
             types,

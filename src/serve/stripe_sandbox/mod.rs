@@ -20,6 +20,7 @@ mod form;
 mod http;
 mod idempotency;
 mod ids;
+mod limits;
 mod machine;
 mod model;
 mod money;
@@ -42,6 +43,7 @@ use self::control::Profile;
 use self::engine::{Engine, Surroundings};
 use self::faults::Dice;
 use self::idempotency::InFlight;
+use self::limits::{Limiter, Limits};
 use self::webhooks::Courier;
 use crate::platform::secret::Secret;
 use crate::platform::tasks::Tasks;
@@ -144,6 +146,16 @@ pub struct Config {
         value_name = "N"
     )]
     pub stripe_sandbox_fault_seed: u64,
+    /// Rate limits that it imposes, as Stripe does: calls a second to each endpoint, or with a total, as 25/100
+    /// [default: none]
+    #[arg(
+        long,
+        env = "TICKETPING_STRIPE_SANDBOX_RATE",
+        default_value = "",
+        hide_default_value = true,
+        value_name = "RATE"
+    )]
+    pub stripe_sandbox_rate: Limits,
 }
 
 /// A delivery is tried for about three days, as Stripe does it.
@@ -164,6 +176,7 @@ struct Inner {
     dice: Arc<Mutex<Dice>>,
     follow_ups: Arc<Notify>,
     courier: Courier,
+    limiter: Limiter,
 }
 
 impl State {
@@ -233,6 +246,7 @@ impl State {
             dice,
             follow_ups,
             courier,
+            limiter: Limiter::new(config.stripe_sandbox_rate),
         })))
     }
 
@@ -258,6 +272,10 @@ impl State {
 
     fn public_url(&self) -> Option<&str> {
         self.0.public_url.as_deref()
+    }
+
+    fn limiter(&self) -> &Limiter {
+        &self.0.limiter
     }
 
     fn dice(&self) -> &Mutex<Dice> {

@@ -183,12 +183,12 @@ pub fn create(form: &Form) -> Result<Create, ApiError> {
     let amount = amount(form)?.ok_or_else(|| missing_param("amount"))?;
     let currency = currency(form)?.ok_or_else(|| missing_param("currency"))?;
     check_amount(amount, &currency)?;
-    let types = form.list("payment_method_types")?;
+    let types = payment_method_types(form)?;
     let automatic = automatic(form)?;
     if automatic.as_ref().is_some_and(|a| a.enabled) && types.is_some() {
         return Err(ApiError::invalid(
             "You may only specify one of these parameters: automatic_payment_methods, \
-             payment_method_types.",
+             allowed_payment_method_types.",
         ));
     }
     let confirm = form.boolean("confirm")?.unwrap_or(false);
@@ -358,6 +358,31 @@ fn capture(form: &Form) -> Result<Option<Capture>, ApiError> {
         &["automatic", "automatic_async", "manual"],
     )?;
     Ok(choice.as_deref().and_then(Capture::parse))
+}
+
+/// The allowed types that a payment can be made with here: Stripe leaves the others out.
+fn payment_method_types(form: &Form) -> Result<Option<Vec<String>>, ApiError> {
+    if form.has("payment_method_types") {
+        // Gone with 2026-09-30, the version that the sandbox speaks.
+        return Err(ApiError::invalid(
+            "The `payment_method_types` parameter is no longer supported. Use dynamic payment \
+             methods, `allowed_payment_method_types` or `excluded_payment_method_types`.",
+        )
+        .code("payment_method_types_no_longer_supported")
+        .param("payment_method_types"));
+    }
+    let Some(allowed) = form.list("allowed_payment_method_types")? else {
+        return Ok(None);
+    };
+    let usable: Vec<String> = allowed.into_iter().filter(|kind| kind == "card").collect();
+    if usable.is_empty() {
+        return Err(
+            ApiError::invalid("No valid payment method types for this Payment Intent.")
+                .code("payment_intent_invalid_parameter")
+                .param("allowed_payment_method_types"),
+        );
+    }
+    Ok(Some(usable))
 }
 
 fn automatic(form: &Form) -> Result<Option<Automatic>, ApiError> {

@@ -259,6 +259,7 @@ pub async fn events(
         "{EVENT}
          where ($1::bigint is null or e.seq < $1) and ($2::bigint is null or e.seq > $2)
            and e.created between $3 and $4
+           and e.created > extract(epoch from now() - interval '30 days')
            and ($5::text[] is null or e.type like any($5))
            and ($6::bool is null or $6 = not exists (
                 select 1 from deliveries d where d.event_id = e.id and d.state <> 'delivered'))

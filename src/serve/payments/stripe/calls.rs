@@ -1,14 +1,14 @@
 //! The few calls that payments need, reduced to what they say about money.
 
 use std::collections::HashMap;
+use std::str::FromStr;
 
-use stripe_client_core::{IdempotencyKey, RequestStrategy, StripeRequest};
 use stripe_core::payment_intent::{
     CancelPaymentIntent, CancelPaymentIntentCancellationReason, CreatePaymentIntent,
     CreatePaymentIntentAutomaticPaymentMethods, RetrievePaymentIntent,
 };
 use stripe_core::refund::{CreateRefund, ListRefund};
-use stripe_shared::{PaymentIntent, PaymentIntentStatus};
+use stripe_shared::{PaymentIntent, PaymentIntentAllowedPaymentMethodTypes, PaymentIntentStatus};
 use stripe_types::Currency;
 use uuid::Uuid;
 
@@ -151,8 +151,40 @@ impl From<stripe_shared::Refund> for StripeRefund {
     }
 }
 
-fn keyed(key: &str) -> RequestStrategy {
-    RequestStrategy::Idempotent(IdempotencyKey::new(key).expect("our keys are short and not empty"))
+/// `--stripe-payment-methods`: what a buyer may pay with.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum PaymentMethods {
+    /// Whatever is switched on in Stripe's dashboard, those that settle after days included.
+    Automatic,
+    /// These only.
+    Named(Vec<PaymentIntentAllowedPaymentMethodTypes>),
+}
+
+impl Default for PaymentMethods {
+    /// Cards, and the wallets that stand for one: they settle at once.
+    fn default() -> Self {
+        Self::Named(vec![PaymentIntentAllowedPaymentMethodTypes::Card])
+    }
+}
+
+impl FromStr for PaymentMethods {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        if text.trim() == "automatic" {
+            return Ok(Self::Automatic);
+        }
+        let named = |name: &str| match name.trim().parse() {
+            Ok(PaymentIntentAllowedPaymentMethodTypes::Unknown(name)) => Err(format!(
+                "Stripe has no payment method '{name}': want its names with commas between, as card,link, or automatic"
+            )),
+            Ok(known) => Ok(known),
+            Err(never) => match never {},
+        };
+        Ok(Self::Named(
+            text.split(',').map(named).collect::<Result<_, _>>()?,
+        ))
+    }
 }
 
 impl Stripe {
@@ -166,25 +198,21 @@ impl Stripe {
         description.truncate(description.floor_char_boundary(METADATA_CHARS_MAX));
         let request =
             CreatePaymentIntent::new(to_stripe_amount(new.amount, &new.currency), currency)
-                .automatic_payment_methods(CreatePaymentIntentAutomaticPaymentMethods::new(true))
                 .description(description)
                 .metadata(new.metadata());
-        let key = new.key();
-        self.retrying(|| request.customize().request_strategy(keyed(&key)).send(self))
+        let request = match &self.inner.methods {
+            PaymentMethods::Automatic => request
+                .automatic_payment_methods(CreatePaymentIntentAutomaticPaymentMethods::new(true)),
+            PaymentMethods::Named(types) => request.allowed_payment_method_types(types.clone()),
+        };
+        self.call(&request, Some(&new.key()))
             .await
             .map(Intent::from)
     }
 
     pub async fn intent(&self, id: &str) -> Result<Intent, StripeFailure> {
         let request = RetrievePaymentIntent::new(id);
-        self.retrying(|| {
-            request
-                .customize()
-                .request_strategy(RequestStrategy::Once)
-                .send(self)
-        })
-        .await
-        .map(Intent::from)
+        self.call(&request, None).await.map(Intent::from)
     }
 
     /// Cancels the intent, and says what it is afterwards. Carries no key: under one, Stripe
@@ -192,14 +220,7 @@ impl Stripe {
     pub async fn cancel_intent(&self, id: &str) -> Result<Intent, StripeFailure> {
         let request = CancelPaymentIntent::new(id)
             .cancellation_reason(CancelPaymentIntentCancellationReason::Abandoned);
-        let cancelled = self
-            .retrying(|| {
-                request
-                    .customize()
-                    .request_strategy(RequestStrategy::Once)
-                    .send(self)
-            })
-            .await;
+        let cancelled = self.call(&request, None).await;
         match cancelled {
             Ok(intent) => Ok(intent.into()),
             // It is cancelled, paid or being paid already: see which.
@@ -225,7 +246,7 @@ impl Stripe {
                 ("attempt".to_owned(), attempt.to_string()),
             ]));
         let key = format!("re:{refund_id}:{attempt}");
-        self.retrying(|| request.customize().request_strategy(keyed(&key)).send(self))
+        self.call(&request, Some(&key))
             .await
             .map(StripeRefund::from)
     }
@@ -235,14 +256,28 @@ impl Stripe {
         let request = ListRefund::new()
             .payment_intent(intent_id)
             .limit(REFUNDS_MAX);
-        let list = self
-            .retrying(|| {
-                request
-                    .customize()
-                    .request_strategy(RequestStrategy::Once)
-                    .send(self)
-            })
-            .await?;
+        let list = self.call(&request, None).await?;
         Ok(list.data.into_iter().map(StripeRefund::from).collect())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn payment_methods_are_read_as_their_help_says() {
+        use PaymentIntentAllowedPaymentMethodTypes::{Card, Link};
+        let read = |text: &str| text.parse::<PaymentMethods>();
+        assert_eq!(read("card"), Ok(PaymentMethods::default()));
+        assert_eq!(
+            read("card, link"),
+            Ok(PaymentMethods::Named(vec![Card, Link]))
+        );
+        assert_eq!(read("automatic"), Ok(PaymentMethods::Automatic));
+        for bad in ["", "cart", "card,", "card,automatic", "CARD"] {
+            let error = read(bad).unwrap_err();
+            assert!(error.contains("no payment method"), "{bad}: {error}");
+        }
     }
 }

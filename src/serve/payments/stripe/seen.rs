@@ -4,11 +4,7 @@
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use bytes::Bytes;
-use http::Request;
-use http_body_util::Full;
-
-use super::{Stripe, StripeFailure};
+use super::{Failed, Stripe};
 use crate::platform::overview::{Health, Store};
 
 /// Without a buyer's call for so long, Stripe is asked something small.
@@ -21,19 +17,24 @@ pub(super) struct Seen(Mutex<Option<Last>>);
 struct Last {
     at: Instant,
     took: Duration,
-    /// Why there was no answer.
-    missing: Option<String>,
+    /// What is wrong.
+    wrong: Option<(Health, String)>,
 }
 
 impl Seen {
-    pub(super) fn note(&self, answer: &Result<Bytes, StripeFailure>, took: Duration) {
-        let missing = match answer {
-            Err(StripeFailure::Unknown(why)) => Some(why.clone()),
-            // A refusal is an answer.
-            Ok(_) | Err(StripeFailure::Refused { .. } | StripeFailure::Burnt(_)) => None,
+    /// What came of a call. One that was never sent says nothing about Stripe.
+    pub(super) fn note(&self, failed: Option<&Failed>, took: Duration) {
+        let wrong = match failed {
+            Some(Failed::NoToken(_)) => return,
+            Some(Failed::NoAnswer { why, .. }) => Some((Health::Down, why.clone())),
+            Some(Failed::KeyRefused(why)) => {
+                Some((Health::Degraded, format!("refuses our key: {why}")))
+            }
+            // A refusal is an answer, and so is "later".
+            None | Some(Failed::Later { .. } | Failed::Refused { .. } | Failed::Burnt(_)) => None,
         };
         let at = Instant::now();
-        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Some(Last { at, took, missing });
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Some(Last { at, took, wrong });
     }
 
     fn quiet(&self) -> bool {
@@ -46,13 +47,12 @@ impl Seen {
         let (state, detail, took) = match &*last {
             None => (Health::Up, "not asked yet".to_owned(), None),
             Some(Last {
-                missing: None,
-                took,
-                ..
+                wrong: None, took, ..
             }) => (Health::Up, String::new(), Some(*took)),
             Some(Last {
-                missing: Some(why), ..
-            }) => (Health::Down, why.clone(), None),
+                wrong: Some((health, why)),
+                ..
+            }) => (*health, why.clone(), None),
         };
         Store {
             name: "stripe".to_owned(),
@@ -66,22 +66,16 @@ impl Seen {
 impl Stripe {
     /// Asks Stripe for its latest event when nobody asked anything for ten seconds.
     pub async fn look_when_quiet(&self) {
-        if !self.0.seen.quiet() {
+        if !self.inner.seen.quiet() {
             return;
         }
-        let request = Request::get(format!("{}/v1/events?limit=1", self.0.base))
-            .header(http::header::AUTHORIZATION, &self.0.authorization)
-            .body(Full::<Bytes>::default());
-        match request {
-            // What came of it is in `seen`.
-            Ok(request) => drop(self.send(request).await),
-            Err(error) => tracing::warn!(%error, "cannot ask Stripe how it is"),
-        }
+        // What came of it is in `seen`.
+        drop(self.background().read("/events?limit=1").await);
     }
 
     /// Stripe as it was last seen.
     pub fn health(&self) -> Store {
-        self.0.seen.store()
+        self.inner.seen.store()
     }
 }
 
@@ -90,24 +84,34 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_refusal_is_an_answer_and_silence_is_not() {
+    fn a_refusal_is_an_answer_and_so_is_later_and_silence_is_not() {
         let seen = Seen::default();
         assert!(seen.quiet());
-        let refused = StripeFailure::Refused {
+        let refused = Failed::Refused {
             status: 402,
             code: "card_declined".into(),
             message: "no".into(),
         };
-        seen.note(&Err(refused), Duration::from_millis(8));
-        let store = seen.store();
-        assert_eq!((store.state, store.latency_ms), (Health::Up, Some(8.0)));
+        let later = Failed::Later {
+            why: "429".into(),
+            retry_after: None,
+        };
+        for answer in [refused, later] {
+            seen.note(Some(&answer), Duration::from_millis(8));
+            let store = seen.store();
+            assert_eq!((store.state, store.latency_ms), (Health::Up, Some(8.0)));
+        }
         assert!(!seen.quiet());
-        seen.note(
-            &Err(StripeFailure::Unknown("no answer in time".into())),
-            QUIET_MAX,
-        );
+        let silence = Failed::NoAnswer {
+            why: "no answer in time".into(),
+            again: true,
+        };
+        seen.note(Some(&silence), QUIET_MAX);
+        seen.note(Some(&Failed::NoToken(String::new())), QUIET_MAX);
         let store = seen.store();
         assert_eq!((store.state, store.latency_ms), (Health::Down, None));
         assert_eq!(store.detail, "no answer in time");
+        seen.note(Some(&Failed::KeyRefused("401".into())), QUIET_MAX);
+        assert_eq!(seen.store().state, Health::Degraded);
     }
 }
