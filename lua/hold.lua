@@ -6,18 +6,20 @@
 --   ARGV[1..2] epoch and number of the person's place ("0", "0": the place is not asked, for
 --           an order that was paid late)
 --   ARGV[3..]  order id (16 bytes), version, user id (16 bytes), schedule id, hold ttl ms when
---           the queue names none, seats a person, then
+--           the queue names none, seats a person, holds that the turn has made as Postgres knows them (-1: not
+--           asked), then
 --           'seats', index...                or
 --           'best', count, (start, length, from, to)...   stretches of adjacent seats, best first:
 --           the stretch is [start, start + length), the seats wanted of it are [from, to)
 -- Returns {"held", deadline ms, ttl ms, index...}, {"lost", why}, {"absent"} (rebuild the seats, then
--- again), {"place", "waiting"|"closed"|"ended"|"recovering"}, {"limit", seats had}, or {"taken", index...}.
+-- again), {"place", "waiting"|"closed"|"ended"|"recovering"|"over"} (over: the turn takes no new holds any more),
+-- {"count"} (count the turn's holds in Postgres, then again), {"exhausted"}, {"limit", seats had}, or {"taken", index...}.
 assert(#KEYS == 13, 'hold: want 13 KEYS')
-assert(#ARGV >= 10, 'hold: want at least 10 ARGV')
+assert(#ARGV >= 11, 'hold: want at least 11 ARGV')
 
 local seats, owners, holds, hold, wake, limit = KEYS[8], KEYS[9], KEYS[10], KEYS[11], KEYS[12], KEYS[13]
 local order, version, user, schedule = ARGV[3], tonumber(ARGV[4]), ARGV[5], ARGV[6]
-local ttl, limit_max, mode = tonumber(ARGV[7]), tonumber(ARGV[8]), ARGV[9]
+local ttl, limit_max, counted, mode = tonumber(ARGV[7]), tonumber(ARGV[8]), tonumber(ARGV[9]), ARGV[10]
 local number = tonumber(ARGV[2])
 
 -- The middle of a row first: the distance of a window from it, doubled to stay whole.
@@ -48,7 +50,7 @@ end
 
 local function best(states, count)
   for tier = 1, 2 do
-    for at = 11, #ARGV, 4 do
+    for at = 12, #ARGV, 4 do
       local window = best_window(states, count, tier == 2, tonumber(ARGV[at]), tonumber(ARGV[at + 1]),
         tonumber(ARGV[at + 2]), tonumber(ARGV[at + 3]))
       if window then
@@ -59,7 +61,7 @@ local function best(states, count)
     end
   end
   local picked = {}
-  for at = 11, #ARGV, 4 do
+  for at = 12, #ARGV, 4 do
     for index = tonumber(ARGV[at + 2]), tonumber(ARGV[at + 3]) - 1 do
       if string.byte(states, index + 1) == FREE then
         picked[#picked + 1] = index
@@ -81,10 +83,12 @@ if length == 0 or redis.call('EXISTS', limit) == 0 then
 end
 ttl = q.holdTtl or ttl
 local deadline = q.now + ttl
+local turn
 if number > 0 then
-  local place = working_check_in(q, user, number)
+  local place, _, _, found = working_check_in(q, user, number)
   if place == 'ended' and q_recovering(q) then place = 'recovering' end
   if place ~= 'working' then return { 'place', place } end
+  turn = found
 end
 
 -- The same order again (its first attempt died after this script): the same answer.
@@ -98,13 +102,20 @@ if known[1] and tonumber(known[1]) > version then
   return { 'taken' }
 end
 
+if turn then
+  if q.now >= turn.holding then return { 'place', 'over' } end
+  if not turn.holds and counted < 0 then return { 'count' } end
+  turn.holds = turn.holds or counted
+  if turn.holds >= Q_HOLDS_MAX then return { 'exhausted' } end
+end
+
 local indices = {}
 if mode == 'best' then
-  indices = best(redis.call('GET', seats), tonumber(ARGV[10]))
+  indices = best(redis.call('GET', seats), tonumber(ARGV[11]))
 else
-  for at = 10, #ARGV do indices[#indices + 1] = tonumber(ARGV[at]) end
+  for at = 11, #ARGV do indices[#indices + 1] = tonumber(ARGV[at]) end
 end
-local wanted = mode == 'best' and tonumber(ARGV[10]) or #indices
+local wanted = mode == 'best' and tonumber(ARGV[11]) or #indices
 local had = seats_of_person(redis.call('HGET', limit, user) or '', order)
 if had + wanted > limit_max then
   return { 'limit', had }
@@ -128,8 +139,9 @@ note_person(limit, user, order, #indices)
 redis.call('ZADD', holds, deadline, order)
 redis.call('SET', wake, '1', 'PX', ttl)
 redis.call('DEL', hold)
-redis.call('HSET', hold, 'v', version, 's', schedule, 'x', table.concat(indices, ','), 'u', user, 't', q.now)
-working_extend(q, user, deadline)
+redis.call('HSET', hold, 'v', version, 's', schedule, 'x', table.concat(indices, ','), 'u', user, 't', q.now,
+  'n', ARGV[2], 'e', deadline)
+if turn then turn_hold(q, user, number, turn, order, deadline) end
 local held = { 'held', deadline, ttl }
 for _, index in ipairs(indices) do held[#held + 1] = index end
 return held

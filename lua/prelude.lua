@@ -4,8 +4,9 @@
 --   KEYS[1] hash  {tag}:meta    settings and counters (the fields stand below)
 --   KEYS[2] zset  {tag}:wait    number -> 16-byte user id: who waits, and nobody else
 --   KEYS[3] zset  {tag}:work    deadline ms -> user id: who was admitted
---   KEYS[4] hash  {tag}:place   user id -> "<number>,<C|A>" for who was admitted:
---                               C admitted and not yet here, A here, working time runs
+--   KEYS[4] hash  {tag}:place   user id -> "<number>,C" for a person admitted and not yet here, or "<number>,A,<turn>"
+--                               once the turn runs (what a turn is: q_turn below). 'r' and user id -> "<number>:<turn>":
+--                               a turn that waits at the head for a free slot after a loss
 --   KEYS[5] zset  {tag}:ended   number -> "<reason><user id>", turns that ended and are
 --                               not yet noted in Postgres (N no-show, L lapsed, D done, G given up)
 --   KEYS[6] zset  {tag}:reg     registration index -> user id, before the draw
@@ -21,11 +22,12 @@
 -- q then holds each field of Q_FIELDS as a number (nil when absent), q.now in ms, q.replid.
 --
 -- For scripts of other roles:
---   working_check_in(q, user, number) -> 'working', deadline_ms   admitted; a claim became the full working time
---                                        'waiting', rank          still in line
---                                        'closed', 0              working, but booking has closed: no new holds
+--   working_check_in(q, user, number) -> 'working', deadline_ms, number, turn   admitted; a claim became a turn
+--                                        'waiting', rank, number  still in line
+--                                        'closed', deadline_ms, number, turn     working, but booking has closed: no new holds
 --                                        'ended', 0               no such place (number nil: any place of the person)
---   working_extend(q, user, deadline_ms)  the working time lasts at least that long
+--   turn_hold(q, user, number, turn, order, deadline_ms)   a turn that takes holds has made one more
+--   turn_order(q, user, number, order, deadline_ms)        an order of a turn is unpaid until then, or no longer (0)
 --   q_add_remaining(q, delta)             seats not sold, after a sale (negative) or a return; nothing when there is no room yet
 --   q_promote(q)                          admit who can be admitted; call it last in a script that frees a place
 -- Numbers are unique in a performance over all epochs, so a number names a place.
@@ -33,12 +35,16 @@
 local Q_FIELDS = {
   'epoch', 'last', 'ceiling', 'served', 'recoverUntil',
   'maxWorking', 'workingTtl', 'claimTtl', 'holdTtl', 'admissionsPerMinute', 'queueFactor', 'paused', 'draining',
-  'capacity', 'remaining', 'opensAt', 'closesAt', 'preQueueOpensAt',
+  'capacity', 'remaining', 'opensAt', 'closesAt', 'preQueueOpensAt', 'before', 'returned',
   'pollMin', 'pollMax', 'pollStep',
   'drawLo', 'drawHi', 'drawNext', 'cutLo', 'cutHi', 'gone', 'credit', 'creditAt', 'historyAt', 'skew', 'settings',
 }
 -- One call admits at most this many: about two milliseconds of Redis.
 local Q_BATCH = 200
+-- A turn makes so many successful holds.
+local Q_HOLDS_MAX = 10
+-- How long a hold lasts where the settings do not say: the default of both roles.
+local Q_HOLD_TTL_MS = 420000
 
 local function q_open()
   assert(#KEYS >= 7, 'queue: want KEYS meta wait work place ended reg back')
@@ -82,8 +88,12 @@ local function q_lost(q)
   return nil
 end
 
+local function q_hex(id)
+  return (string.gsub(id, '.', function(c) return string.format('%02x', string.byte(c)) end))
+end
+
 local function q_bell(q, user)
-  return q.base .. 't:' .. (string.gsub(user, '.', function(c) return string.format('%02x', string.byte(c)) end))
+  return q.base .. 't:' .. q_hex(user)
 end
 
 local function q_count(q, counter, by)
@@ -95,17 +105,45 @@ local function q_is(at, now) return at and now >= at end
 local function q_recovering(q) return q.recoverUntil and q.now < q.recoverUntil end
 local function q_undrawn(q) return q.drawLo and not q.drawHi end
 
--- The working place of a person: number, state, deadline; nil when there is none.
+-- The working place of a person: number, state, deadline, the turn's text; nil when there is none.
 local function q_working(q, user)
   local place = redis.call('HGET', q.place, user)
   if not place then return nil end
-  local number, state = string.match(place, '^(%d+),(%a)$')
-  return tonumber(number), state, tonumber(redis.call('ZSCORE', q.work, user))
+  local number, state, turn = string.match(place, '^(%d+),(%a),?(.*)$')
+  return tonumber(number), state, tonumber(redis.call('ZSCORE', q.work, user)), turn
 end
 
-local function q_set_working(q, user, number, state, deadline)
+-- A turn, as "<holding>,<last>,<epoch>,<holds>[,<order>=<deadline>]...". The first check-in fixes `holding`, until when new
+-- holds are accepted, and `last`, when the turn ends whatever its orders do. `holds` counts the successful ones and is nil
+-- until an epoch knows how many there were before it. `orders`: the deadlines of those that are unpaid.
+local function q_turn(q, text, deadline)
+  local holding, last, epoch, holds, orders = string.match(text or '', '^(%d+),(%d+),(%d+),(%d+)(.*)$')
+  local turn = { holding = tonumber(holding) or deadline, last = tonumber(last) or deadline, orders = {} }
+  if holds and tonumber(epoch) == q.epoch then turn.holds = tonumber(holds) end
+  for order, at in string.gmatch(orders or '', ',(%x+)=(%d+)') do turn.orders[order] = tonumber(at) end
+  return turn
+end
+
+local function q_turn_text(q, turn)
+  local epoch = turn.holds and q.epoch or 0
+  local text = string.format('%.0f,%.0f,%.0f,%.0f', turn.holding, turn.last, epoch, turn.holds or 0)
+  for order, at in pairs(turn.orders) do
+    if at > q.now then text = text .. string.format(',%s=%.0f', order, at) end
+  end
+  return text
+end
+
+-- When a turn ends as things stand: unpaid orders keep it, within its bounds.
+local function q_turn_end(turn)
+  local at = turn.holding
+  for _, deadline in pairs(turn.orders) do at = math.max(at, deadline) end
+  return math.min(at, turn.last)
+end
+
+local function q_set_working(q, user, number, state, deadline, turn)
   redis.call('ZADD', q.work, deadline, user)
-  redis.call('HSET', q.place, user, string.format('%.0f,%s', number, state))
+  redis.call('HSET', q.place, user,
+    string.format('%.0f,%s', number, state) .. (turn and ',' .. q_turn_text(q, turn) or ''))
   redis.call('SET', q_bell(q, user), '', 'PX', math.max(1, deadline - q.now))
 end
 
@@ -188,6 +226,15 @@ local function q_serve(q)
   end
 end
 
+-- The turn that a person had before a loss and goes on with now; nil when there is none for this number.
+local function q_take_returned(q, user, number)
+  local text = redis.call('HGET', q.place, 'r' .. user)
+  if not text then return nil end
+  redis.call('HDEL', q.place, 'r' .. user)
+  local of, turn = string.match(text, '^(%d+):(.*)$')
+  return tonumber(of) == number and q_turn(q, turn, q.now) or nil
+end
+
 -- Frees what is due, then admits the lowest numbers while working < maxWorking. Atomic and
 -- idempotent: any instance may call it at any time. Returns how many came in, and whether there is more to do.
 local function q_promote(q)
@@ -208,7 +255,12 @@ local function q_promote(q)
       redis.call('ZREMRANGEBYRANK', q.wait, 0, admitted - 1)
       for i = 1, #next_up, 2 do
         local number = tonumber(next_up[i + 1])
-        q_set_working(q, next_up[i], number, 'C', q.now + q_claim_window(q, number, then_served))
+        local turn = q.returned and q_take_returned(q, next_up[i], number)
+        if turn then
+          q_set_working(q, next_up[i], number, 'A', q_turn_end(turn), turn)
+        else
+          q_set_working(q, next_up[i], number, 'C', q.now + q_claim_window(q, number, then_served))
+        end
       end
       q_count(q, 'admitted', admitted)
     end
@@ -222,20 +274,23 @@ local function q_promote(q)
 end
 
 local function working_check_in(q, user, number)
-  local held, state, deadline = q_working(q, user)
+  local held, state, deadline, text = q_working(q, user)
   if held and (number == nil or held == number) then
     if deadline <= q.now or (state == 'C' and q_is(q.closesAt, q.now)) then
       q_end_working(q, user, held, state == 'C' and 'N' or 'L')
       q_promote(q)
       return 'ended', 0
     end
+    local turn = q_turn(q, text, deadline)
     if state == 'C' then
       deadline = q.now + q.workingTtl
-      q_set_working(q, user, held, 'A', deadline)
+      -- A number of an earlier epoch may have had a turn, and holds, that this Redis has lost.
+      turn = { holding = deadline, last = deadline + 2 * (q.holdTtl or Q_HOLD_TTL_MS),
+        holds = held > (q.before or 0) and 0 or nil, orders = {} }
+      q_set_working(q, user, held, 'A', deadline, turn)
       q_count(q, 'claimed', 1)
     end
-    if q_is(q.closesAt, q.now) then return 'closed', 0 end
-    return 'working', deadline, held
+    return q_is(q.closesAt, q.now) and 'closed' or 'working', deadline, held, turn
   end
   local waits = tonumber(redis.call('ZSCORE', q.wait, user))
   if waits and (number == nil or waits == number) then
@@ -244,9 +299,26 @@ local function working_check_in(q, user, number)
   return 'ended', 0
 end
 
-local function working_extend(q, user, deadline)
-  local number, state, now_until = q_working(q, user)
-  if number and now_until < deadline then q_set_working(q, user, number, state, deadline) end
+local function turn_hold(q, user, number, turn, order, deadline)
+  turn.holds = turn.holds + 1
+  turn.orders[q_hex(order)] = deadline
+  q_set_working(q, user, number, 'A', q_turn_end(turn), turn)
+end
+
+-- `number` is the place that the order was made from; 0 where that is not known, then only the turn that names the order is
+-- meant. Returns true when the turn ended here: promote then.
+local function turn_order(q, user, number, order, deadline)
+  local place, state, ends, text = q_working(q, user)
+  if state ~= 'A' then return false end
+  local turn, name = q_turn(q, text, ends), q_hex(order)
+  if place ~= number and not turn.orders[name] then return false end
+  turn.orders[name] = deadline > q.now and deadline or nil
+  if q_turn_end(turn) > q.now then
+    q_set_working(q, user, place, 'A', q_turn_end(turn), turn)
+    return false
+  end
+  q_end_working(q, user, place, 'L')
+  return true
 end
 
 local function q_add_remaining(q, delta)

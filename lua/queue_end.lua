@@ -17,6 +17,7 @@ for i = 4, #ARGV, 2 do
     ended = ended + 1
   elseif waits == number then
     redis.call('ZREM', q.wait, user)
+    if q.returned then redis.call('HDEL', q.place, 'r' .. user) end
     redis.call('ZADD', q.ended, number, (reason == 'F' and 'G' or reason) .. user)
     q_count(q, reason == 'D' and 'completed' or 'left', 1)
     q_count(q, 'gone', 1)

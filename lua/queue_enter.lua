@@ -4,8 +4,9 @@
 --   ARGV   epoch, last number, user ids (16 bytes each, joined)
 -- Returns {'ok', epoch, now, last, ceiling, outcomes, draw from, draw to} or {'lost', why}. Registrations have indexes
 -- above the first and up to the second, once they are frozen; each is -1 while there is none, and both are when the seed is
--- told. Postgres must know them before anybody is told an outcome. An outcome is 26 bytes a
--- person: code, new (0|1), number, deadline and position (8 bytes each, big-endian).
+-- told. Postgres must know them before anybody is told an outcome. An outcome is 42 bytes a
+-- person: code, new (0|1), number, deadline, position, and the bounds of a turn: until when it takes holds, and when it ends
+-- at the latest (8 bytes each, big-endian).
 --   codes  1 waiting, 2 working, 3 registered, 4 sold out, 5 too many wait, 6 not open, 7 draining,
 --          8 no number left below the ceiling
 local q = q_open()
@@ -70,11 +71,11 @@ local admitted = q_promote(q)
 -- An answer WORKING is a check-in.
 local out = {}
 for i, user in ipairs(users) do
-  local deadline, position = 0, 0
+  local deadline, position, turn = 0, 0, nil
   if code[i] == 2 or (code[i] == 1 and admitted > 0) then
-    local tag, at, held = working_check_in(q, user, nil)
+    local tag, at, held, found = working_check_in(q, user, nil)
     if tag == 'working' then
-      code[i], number[i], deadline = 2, held, at
+      code[i], number[i], deadline, turn = 2, held, at, found
     elseif tag == 'waiting' then
       code[i], number[i] = 1, held
     else
@@ -82,7 +83,8 @@ for i, user in ipairs(users) do
     end
   end
   if code[i] == 1 then position = redis.call('ZRANK', q.wait, user) + 1 end
-  out[i] = struct.pack('>BBI8I8I8', code[i], new[i], number[i] or 0, deadline, position)
+  out[i] = struct.pack('>BBI8I8I8I8I8', code[i], new[i], number[i] or 0, deadline, position,
+    turn and turn.holding or 0, turn and turn.last or 0)
 end
 local untold = q.drawLo and redis.call('HEXISTS', q.meta, 'seed') == 0
 return { 'ok', q.epoch, q.now, q.last, q.ceiling, table.concat(out), untold and q.drawLo or -1, untold and q.drawHi or -1 }

@@ -28,6 +28,7 @@ if #fields > 0 then redis.call('HSET', q.meta, unpack(fields)) end
 local recover = tonumber(ARGV[5])
 redis.call('HSET', q.meta, 'epoch', epoch, 'last', text(last), 'ceiling', ARGV[3], 'served', text(served),
   'recoverUntil', text(recover > 0 and q.now + recover or 0), 'replid', q_store_id(), 'runid', q_process_id(),
-  'gone', (q.gone or 0) + 1)
+  'gone', (q.gone or 0) + 1, 'before', text(last))
+redis.call('HDEL', q.meta, 'returned')
 redis.call('DEL', q.back)
 return { 'ok' }

@@ -1,12 +1,12 @@
 -- queue_restore: places of earlier epochs come back by their tokens, each once an epoch.
 --   KEYS   as the prelude says
---   ARGV   epoch, last number, entries: 34 bytes each, user id (16), number (8), deadline (8; 0: it
---          waited), may return (0: too late, unless it stands here; 1: yes; 2: Postgres knows that its turn has ended),
+--   ARGV   epoch, last number, entries: 50 bytes each, user id (16), number (8), deadline (8; 0: it
+--          waited), until when its turn takes holds (8), when it ends at the latest (8), may return (0: too late, unless it stands here; 1: yes; 2: Postgres knows that its turn has ended),
 --          registered (1: an index before the draw)
 -- Returns {'ok', epoch, now, last, ceiling, outcomes} as queue_enter does, with code 9: the turn has ended, and 10: the
 -- draw is under way, so that its number is told when the seed is; or {'lost', why}.
 local q = q_open()
-assert(#ARGV == 3 and #ARGV[3] % 34 == 0, 'queue_restore: want ARGV epoch, last, entries')
+assert(#ARGV == 3 and #ARGV[3] % 50 == 0, 'queue_restore: want ARGV epoch, last, entries')
 local lost = q_lost(q)
 if lost then return { 'lost', lost } end
 q_cut(q)
@@ -16,20 +16,52 @@ local back = 0
 local function present(user, number)
   local held, _, deadline = q_working(q, user)
   if held and held ~= number and deadline > q.now then return 9 end -- and this is no check-in of it
-  local tag, value, waits = working_check_in(q, user, nil)
-  if tag == 'working' then return 2, value end
+  local tag, value, waits, turn = working_check_in(q, user, nil)
+  if tag == 'working' then return 2, value, nil, turn end
   if tag == 'closed' then return 6 end
   if tag == 'waiting' then return waits == number and 1 or nil, value, waits end
   return nil
 end
 
-local function put_back(user, number, deadline, registered)
-  local code, value, other = present(user, number)
+-- The unpaid orders of a turn, with their deadlines; nil where the seats do not stand in this Redis.
+local function orders_of(user, number)
+  if redis.call('EXISTS', q.base .. 'limit') == 0 then return nil end
+  local records, orders = redis.call('HGET', q.base .. 'limit', user) or '', {}
+  for at = 1, #records, 17 do
+    local hex = q_hex(string.sub(records, at, at + 15))
+    local id = string.gsub(hex, '^(' .. string.rep('%x', 8) .. ')(%x%x%x%x)(%x%x%x%x)(%x%x%x%x)', '%1-%2-%3-%4-')
+    local of, keeps = unpack(redis.call('HMGET', q.base .. 'hold:' .. id, 'n', 'e'))
+    if tonumber(of) == number then orders[hex] = tonumber(keeps) end
+  end
+  return orders
+end
+
+-- The turn goes on within the bounds that it had, and only as long as its orders keep it.
+local function turn_of(user, number, deadline, holding, last)
+  if holding == 0 then return nil, 0 end
+  local orders = orders_of(user, number)
+  local turn = { holding = holding, last = last, orders = orders or {} }
+  return turn, orders and q_turn_end(turn) or math.min(deadline, last)
+end
+
+-- A turn that began before the loss is not begun anew at the head of the line: it waits there for a slot.
+local function keep_turn(user, number, turn)
+  redis.call('HSET', q.meta, 'returned', 1)
+  redis.call('HSET', q.place, 'r' .. user, string.format('%.0f:', number) .. q_turn_text(q, turn))
+  q.returned = 1
+end
+
+local function put_back(user, number, deadline, registered, holding, last)
+  local code, value, other, found = present(user, number)
+  local turn
+  turn, deadline = turn_of(user, number, deadline, holding, last)
   -- An older state may have in line who was admitted since: the proof of that counts.
   local admitted = code == 1 and deadline > q.now and redis.call('ZCARD', q.work) < q.maxWorking
-  if code and not admitted then return code, code == 2 and value or 0 end
+  if code == 1 and turn and not admitted then keep_turn(user, number, turn) end
+  if code and not admitted then return code, code == 2 and value or 0, found end
   -- Who entered anew meanwhile keeps the better of the two numbers.
   if other and other < number then return 9, 0 end
+  if turn and deadline <= q.now and not code then return 9, 0 end
   -- No bit for a registration: its index is also a number, and somebody else may draw that.
   if registered then
     redis.call('ZADD', q.reg, number, user)
@@ -45,9 +77,10 @@ local function put_back(user, number, deadline, registered)
   redis.call('ZREM', q.reg, user) -- the draw may come to it only now: one place a person
   if deadline > q.now and redis.call('ZCARD', q.work) < q.maxWorking then
     redis.call('ZREM', q.wait, user)
-    q_set_working(q, user, number, 'A', deadline)
-    return 2, deadline
+    q_set_working(q, user, number, 'A', deadline, turn)
+    return 2, deadline, turn
   end
+  if turn then keep_turn(user, number, turn) end
   redis.call('ZADD', q.wait, string.format('%.0f', number), user)
   return 1, 0
 end
@@ -58,15 +91,16 @@ local function forget(user, number)
     q_end_working(q, user, number, 'G')
   elseif tonumber(redis.call('ZSCORE', q.wait, user)) == number then
     redis.call('ZREM', q.wait, user)
+    if q.returned then redis.call('HDEL', q.place, 'r' .. user) end
     back = back + 1
   end
 end
 
 local out = {}
-for i = 1, #ARGV[3], 34 do
+for i = 1, #ARGV[3], 50 do
   local user = string.sub(ARGV[3], i, i + 15)
-  local number, deadline, may, registered = struct.unpack('>I8I8BB', string.sub(ARGV[3], i + 16, i + 33))
-  local code, until_ms = 9, 0
+  local number, deadline, holding, last, may, registered = struct.unpack('>I8I8I8I8BB', string.sub(ARGV[3], i + 16, i + 49))
+  local code, until_ms, turn = 9, 0, nil
   if may == 2 then
     forget(user, number)
     if q.remaining == 0 then code = 4 end
@@ -75,13 +109,15 @@ for i = 1, #ARGV[3], 34 do
   elseif registered == 1 and q.drawHi then
     code = 10
   elseif may == 1 and not (q_is(q.closesAt, q.now) or (q.remaining == 0 and deadline <= q.now)) then
-    code, until_ms = put_back(user, number, deadline, registered == 1)
+    code, until_ms, turn = put_back(user, number, deadline, registered == 1, holding, last)
   else
-    local here, value = present(user, number)
-    if here then code, until_ms = here, here == 2 and value or 0 end
+    local here, value, _, found = present(user, number)
+    if here == 1 and holding > 0 then keep_turn(user, number, (turn_of(user, number, deadline, holding, last))) end
+    if here then code, until_ms, turn = here, here == 2 and value or 0, found end
     if code == 9 and q.remaining == 0 then code = 4 end
   end
-  out[#out + 1] = struct.pack('>BBI8I8I8', code, 0, number, until_ms, code == 1 and (redis.call('ZRANK', q.wait, user) or 0) + 1 or 0)
+  out[#out + 1] = struct.pack('>BBI8I8I8I8I8', code, 0, number, until_ms,
+    code == 1 and (redis.call('ZRANK', q.wait, user) or 0) + 1 or 0, turn and turn.holding or 0, turn and turn.last or 0)
 end
 if back > 0 then q_count(q, 'gone', back) end
 q_promote(q)

@@ -5,16 +5,17 @@
 --   KEYS[11] hash hold     KEYS[12] string wake-up  KEYS[13] hash limit
 --   ARGV[1..2] "0", "0": whether the queue has lost something does not matter here
 --   ARGV[3..]  order id (16 bytes), version, 'held'|'sold'|'free', user id (16 bytes, '' for none),
---           deadline ms, schedule id, seat index...
+--           deadline ms, schedule id, number of the place that the order was made from (0: none), until when the
+--           order keeps that turn (ms; 0: no longer), seat index...
 -- With no index, the seats are those that the hold itself names.
 -- Returns {"done"}, {"stale"}, {"absent"}, or {"taken", index...}: what could not be
 -- given to this order because another one has it (the caller settles that one first).
 assert(#KEYS == 13, 'settle: want 13 KEYS')
-assert(#ARGV >= 8, 'settle: want at least 8 ARGV')
+assert(#ARGV >= 10, 'settle: want at least 10 ARGV')
 
 local seats, owners, holds, hold, wake, limit = KEYS[8], KEYS[9], KEYS[10], KEYS[11], KEYS[12], KEYS[13]
 local order, version, want, user = ARGV[3], tonumber(ARGV[4]), ARGV[5], ARGV[6]
-local deadline, schedule = tonumber(ARGV[7]), ARGV[8]
+local deadline, schedule, number, keeps = tonumber(ARGV[7]), ARGV[8], tonumber(ARGV[9]), tonumber(ARGV[10])
 
 local q = q_open()
 if redis.call('EXISTS', seats) == 0 or redis.call('EXISTS', limit) == 0 then
@@ -26,7 +27,7 @@ if known > version then
 end
 
 local indices = {}
-for at = 9, #ARGV do
+for at = 11, #ARGV do
   indices[#indices + 1] = tonumber(ARGV[at])
 end
 if #indices == 0 then
@@ -65,10 +66,10 @@ end
 if goal == HELD then
   redis.call('ZADD', holds, deadline, order)
   redis.call('SET', wake, '1', 'PX', math.max(1, deadline - q.now))
-  redis.call('HSET', hold, 'v', version, 's', schedule, 'x', table.concat(indices, ','), 'u', user)
+  redis.call('HSET', hold, 'v', version, 's', schedule, 'x', table.concat(indices, ','), 'u', user,
+    'n', ARGV[9], 'e', keeps)
   redis.call('HSETNX', hold, 't', q.now)
   redis.call('PERSIST', hold)
-  if user ~= '' then working_extend(q, user, deadline) end
 else
   redis.call('ZREM', holds, order)
   redis.call('DEL', wake)
@@ -77,6 +78,9 @@ else
   redis.call('PEXPIRE', hold, FENCE_MS)
 end
 if sold_by ~= 0 and q.remaining then q_add_remaining(q, -sold_by) end
+-- What is sold completes the turn: the queue hears of it by an event.
+local ended = user ~= '' and goal ~= SOLD and turn_order(q, user, number, order, goal == HELD and keeps or 0)
+if ended and not q_lost(q) then q_promote(q) end
 if #taken > 0 then
   table.insert(taken, 1, 'taken')
   return taken

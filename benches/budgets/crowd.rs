@@ -5,7 +5,7 @@ use std::{sync::Arc, time::Duration};
 use anyhow::{Context, Result, ensure};
 use futures_util::{StreamExt, TryStreamExt, stream};
 use ticketping::{
-    platform::place::{Place, PlaceState},
+    platform::place::{Place, PlaceState, Turn},
     serve::queue::scripts::{BATCH_MAX, Room, Scripts, Seen},
 };
 use uuid::Uuid;
@@ -83,7 +83,7 @@ impl Crowd {
                 number: s.number,
                 state: PlaceState::Waiting,
                 issued_ms: hour_ago,
-                deadline_ms: 0,
+                turn: Turn::default(),
                 position: u32::try_from(s.number).unwrap_or(u32::MAX),
             })
         };

@@ -12,9 +12,15 @@ use uuid::Uuid;
 
 /// Layout version, so that a later one can be told apart.
 const VERSION: u8 = 2;
-/// version and state, key id, queue, user, epoch, number, issued, deadline or position: the most
-/// that SHA-256 takes in one block with its padding. A waiting poll opens one token and seals one.
+/// version and state, key id, queue, user, epoch, number, then issued and position or the three times of a
+/// turn: the most that SHA-256 takes in one block with its padding. A waiting poll opens one token and seals one.
 const BODY: usize = 1 + 1 + 16 + 16 + 4 + 5 + 6 + 6;
+/// A turn that was sealed before turns had bounds: issued and deadline. Read, and written no more.
+const UNBOUNDED: u8 = 2;
+/// The later times of a turn are counted from its first, in three bytes of these.
+const SPAN_MS: u64 = 100;
+/// 19 days: a turn ends before.
+const SPAN_MAX: u64 = (1 << 24) - 1;
 /// A trillion numbers for one performance; more does not fit into a token.
 const NUMBER_MAX: u64 = (1 << 40) - 1;
 /// 128 bits: nobody guesses one, and the token stays short.
@@ -39,7 +45,7 @@ impl PlaceState {
         match self {
             Self::Registered => 0,
             Self::Waiting => 1,
-            Self::Working => 2,
+            Self::Working => 3,
         }
     }
 
@@ -48,6 +54,17 @@ impl PlaceState {
             .into_iter()
             .find(|s| s.byte() == byte)
     }
+}
+
+/// How long a turn lasts, Unix ms; all 0 where there is none.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Turn {
+    /// When it ends as things stand.
+    pub deadline_ms: u64,
+    /// Until when it takes new holds: fixed at the first check-in.
+    pub holding_ms: u64,
+    /// When it ends at the latest, whatever its orders do: fixed at the first check-in.
+    pub last_ms: u64,
 }
 
 /// One person's place in one performance's waiting room.
@@ -63,10 +80,10 @@ pub struct Place {
     pub number: u64,
     /// How far it had come.
     pub state: PlaceState,
-    /// When this token was made, Unix ms.
+    /// When this token was made, Unix ms; a token of a turn has no room for it (0).
     pub issued_ms: u64,
-    /// When the turn ends, Unix ms; 0 unless WORKING.
-    pub deadline_ms: u64,
+    /// The turn; none unless WORKING.
+    pub turn: Turn,
     /// The position last told, so that a person never hears a greater one; 0: none yet, or WORKING.
     pub position: u32,
 }
@@ -145,9 +162,11 @@ impl PlaceKeys {
     pub fn seal_into(&self, place: &Place, out: &mut [u8; TOKEN_LEN]) {
         let (id, mac) = &self.keys[0];
         assert!(place.number <= NUMBER_MAX, "numbers end at 2^40");
-        let last = match place.state {
-            PlaceState::Working => place.deadline_ms,
-            PlaceState::Registered | PlaceState::Waiting => place.position.into(),
+        let (at, last) = match place.state {
+            PlaceState::Working => (place.turn.holding_ms, place.turn.spans()),
+            PlaceState::Registered | PlaceState::Waiting => {
+                (place.issued_ms, place.position.into())
+            }
         };
         let mut raw = [0_u8; RAW];
         raw[0] = VERSION << 4 | place.state.byte();
@@ -156,7 +175,7 @@ impl PlaceKeys {
         raw[18..34].copy_from_slice(place.user.as_bytes());
         raw[34..38].copy_from_slice(&place.epoch.to_be_bytes());
         raw[38..43].copy_from_slice(&place.number.to_be_bytes()[3..]);
-        raw[43..49].copy_from_slice(&place.issued_ms.to_be_bytes()[2..]);
+        raw[43..49].copy_from_slice(&at.to_be_bytes()[2..]);
         raw[49..55].copy_from_slice(&last.to_be_bytes()[2..]);
         let tag = tag(mac, &raw[..BODY]);
         raw[BODY..].copy_from_slice(&tag);
@@ -208,10 +227,17 @@ fn read_body(raw: &[u8]) -> Option<Place> {
     let number = |range: std::ops::Range<usize>| {
         (raw[range].iter()).fold(0_u64, |n, &byte| n << 8 | u64::from(byte))
     };
-    let state = PlaceState::from_byte(raw[0] & 15)?;
-    let (deadline_ms, position) = match state {
-        PlaceState::Working => (number(49..55), 0),
-        PlaceState::Registered | PlaceState::Waiting => (0, u32::try_from(number(49..55)).ok()?),
+    let (at, last) = (number(43..49), number(49..55));
+    let state = match raw[0] & 15 {
+        UNBOUNDED => PlaceState::Working,
+        byte => PlaceState::from_byte(byte)?,
+    };
+    let (issued_ms, turn, position) = match state {
+        PlaceState::Working if raw[0] & 15 == UNBOUNDED => (0, Turn::until(last), 0),
+        PlaceState::Working => (0, Turn::from_spans(at, last), 0),
+        PlaceState::Registered | PlaceState::Waiting => {
+            (at, Turn::default(), u32::try_from(last).ok()?)
+        }
     };
     Some(Place {
         queue: Uuid::from_bytes(array(&raw[2..18])),
@@ -219,10 +245,34 @@ fn read_body(raw: &[u8]) -> Option<Place> {
         epoch: u32::from_be_bytes(array(&raw[34..38])),
         number: number(38..43),
         state,
-        issued_ms: number(43..49),
-        deadline_ms,
+        issued_ms,
+        turn,
         position,
     })
+}
+
+impl Turn {
+    /// A turn of which only the deadline is known: nothing extends it.
+    fn until(deadline_ms: u64) -> Self {
+        Self {
+            deadline_ms,
+            holding_ms: deadline_ms,
+            last_ms: deadline_ms,
+        }
+    }
+
+    fn spans(self) -> u64 {
+        let span = |to: u64| (to.saturating_sub(self.holding_ms) / SPAN_MS).min(SPAN_MAX);
+        span(self.deadline_ms) << 24 | span(self.last_ms)
+    }
+
+    fn from_spans(holding_ms: u64, spans: u64) -> Self {
+        Self {
+            deadline_ms: holding_ms + (spans >> 24) * SPAN_MS,
+            holding_ms,
+            last_ms: holding_ms + (spans & SPAN_MAX) * SPAN_MS,
+        }
+    }
 }
 
 fn mac_of(secret: &str) -> Hmac<Sha256> {
@@ -257,7 +307,7 @@ mod tests {
             number: 1_000_001,
             state: PlaceState::Waiting,
             issued_ms: 1_790_000_000_123,
-            deadline_ms: 0,
+            turn: Turn::default(),
             position: 77,
         }
     }
@@ -274,7 +324,8 @@ mod tests {
             let place = Place {
                 state,
                 number: NUMBER_MAX,
-                deadline_ms: if works { 1_790_000_420_123 } else { 0 },
+                issued_ms: if works { 0 } else { 1_790_000_000_123 },
+                turn: if works { turn() } else { Turn::default() },
                 position: if works { 0 } else { u32::MAX },
                 ..place()
             };
@@ -284,6 +335,40 @@ mod tests {
             assert_eq!(read_unverified(&token), Some(place));
             assert_eq!(PlaceKeys::parse(&text).unwrap().open(&token), Ok(place));
         }
+    }
+
+    fn turn() -> Turn {
+        Turn {
+            deadline_ms: 1_790_000_480_123,
+            holding_ms: 1_790_000_420_123,
+            last_ms: 1_790_001_260_123,
+        }
+    }
+
+    #[test]
+    fn a_turn_is_never_sealed_as_longer_than_it_is() {
+        let (keys, _) = PlaceKeys::generate();
+        let sealed = |turn: Turn| {
+            let place = Place {
+                state: PlaceState::Working,
+                issued_ms: 0,
+                turn,
+                ..place()
+            };
+            keys.open(&keys.seal(&place)).unwrap().turn
+        };
+        let odd = Turn {
+            deadline_ms: turn().holding_ms + 99,
+            last_ms: turn().holding_ms + 100_000_000_000,
+            ..turn()
+        };
+        let read = sealed(odd);
+        assert_eq!(read.deadline_ms, odd.holding_ms, "rounded down");
+        assert!(
+            read.last_ms < odd.last_ms && read.last_ms > odd.holding_ms,
+            "held to what fits"
+        );
+        assert_eq!(sealed(Turn::until(5)), Turn::until(5));
     }
 
     #[test]

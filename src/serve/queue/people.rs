@@ -14,7 +14,7 @@ use super::{
     scripts::{BATCH_MAX, Batch, CheckIn, Code, End, Outcome, ScriptError, Seen},
     snapshot::Snapshot,
 };
-use crate::platform::place::{Place, PlaceState};
+use crate::platform::place::{Place, PlaceState, Turn};
 
 /// A loss, a ceiling or an epoch that just changed: asking again settles it.
 pub(super) const TRIES: u32 = 4;
@@ -130,7 +130,7 @@ impl State {
             number: outcome.number,
             state: PlaceState::Waiting,
             issued_ms: now,
-            deadline_ms: 0,
+            turn: Turn::default(),
             position: told,
         };
         let v = &snapshot.view;
@@ -139,14 +139,7 @@ impl State {
                 let position = Some(outcome.position);
                 self.waiting(&snapshot, &place, None, position, now, status)
             }
-            Code::Working => self.working(
-                &snapshot,
-                &place,
-                outcome.epoch,
-                outcome.deadline_ms,
-                now,
-                status,
-            ),
+            Code::Working => self.working(&snapshot, &place, outcome.epoch, outcome.turn, status),
             Code::Registered => {
                 let place = Place {
                     state: PlaceState::Registered,
@@ -260,9 +253,9 @@ impl State {
             .await;
         let ok = StatusCode::OK;
         Ok(match asked {
-            Ok(CheckIn::Working(until) | CheckIn::Closed(until)) => {
+            Ok(CheckIn::Working(turn) | CheckIn::Closed(turn)) => {
                 let snapshot = live.snapshot.load();
-                Some(self.working(&snapshot, place, place.epoch, until, now, ok))
+                Some(self.working(&snapshot, place, place.epoch, turn, ok))
             }
             Ok(CheckIn::Waiting(position)) => {
                 let snapshot = live.snapshot.load();

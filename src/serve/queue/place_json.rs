@@ -78,7 +78,7 @@ fn write(body: &mut Vec<u8>, keys: &PlaceKeys, place: &Place, token: Option<&str
     }
     number(body, b",\"pollAfterMs\":", told.poll_after_ms);
     let until = (place.state == PlaceState::Working)
-        .then(|| rfc3339(i64::try_from(place.deadline_ms).unwrap_or(i64::MAX)))
+        .then(|| rfc3339(i64::try_from(place.turn.deadline_ms).unwrap_or(i64::MAX)))
         .flatten();
     match until {
         Some(at) => {

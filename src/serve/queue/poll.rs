@@ -13,7 +13,7 @@ use super::{
 };
 use crate::platform::{
     overview::Phase,
-    place::{Place, PlaceState},
+    place::{Place, PlaceState, Turn},
 };
 
 /// A token older than this is made anew, so that after a loss of Redis it proves
@@ -163,7 +163,7 @@ impl State {
         let place = Place {
             state: PlaceState::Waiting,
             issued_ms: now,
-            deadline_ms: 0,
+            turn: Turn::default(),
             position: u32::try_from(position).unwrap_or(u32::MAX),
             ..*place
         };
@@ -191,21 +191,20 @@ impl State {
         place_json::response(&self.deps().keys, &place, token, told, status)
     }
 
-    /// WORKING until `deadline_ms`.
+    /// WORKING, for `turn`.
     pub(super) fn working(
         &self,
         snapshot: &Snapshot,
         place: &Place,
         epoch: u32,
-        deadline_ms: u64,
-        now: u64,
+        turn: Turn,
         status: StatusCode,
     ) -> Response {
         let place = Place {
             state: PlaceState::Working,
             epoch,
-            deadline_ms,
-            issued_ms: now,
+            turn,
+            issued_ms: 0,
             position: 0,
             ..*place
         };

@@ -13,7 +13,7 @@ use super::{
     scripts::{BATCH_MAX, Batch, Code, May, Return, ScriptError},
     snapshot::Snapshot,
 };
-use crate::platform::place::{Place, PlaceState};
+use crate::platform::place::{Place, PlaceState, Turn};
 
 impl State {
     pub(super) async fn put_back(&self, live: &Arc<Live>, place: Place) -> Result<Response, Error> {
@@ -96,11 +96,14 @@ impl State {
         let returns: Vec<_> = places
             .iter()
             .map(|place| {
-                let works = place.state == PlaceState::Working && place.deadline_ms > now;
+                let runs = place.turn.deadline_ms > now;
                 Return {
                     user: place.user,
                     number: place.number,
-                    deadline_ms: if works { place.deadline_ms } else { 0 },
+                    turn: Turn {
+                        deadline_ms: if runs { place.turn.deadline_ms } else { 0 },
+                        ..place.turn
+                    },
                     may: may(place, &ended, &snapshot, before, claim_ms, now),
                     registered: place.state == PlaceState::Registered,
                 }
@@ -125,7 +128,9 @@ fn may(
         .names(place)
         .iter()
         .any(|name| ended.contains(name));
-    if over || place.epoch < before.fresh_from {
+    // Nothing extends a turn beyond the bound that it began with.
+    let spent = place.state == PlaceState::Working && place.turn.last_ms <= now;
+    if over || spent || place.epoch < before.fresh_from {
         return May::Never;
     }
     let told = snapshot.interval_ms(u64::from(place.position));
@@ -135,7 +140,7 @@ fn may(
         PlaceState::Waiting => {
             place.number > before.served || now < place.issued_ms.saturating_add(claim)
         }
-        PlaceState::Working => place.deadline_ms > now,
+        PlaceState::Working => place.turn.deadline_ms > now,
     };
     if in_time { May::Yes } else { May::IfThere }
 }

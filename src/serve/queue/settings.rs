@@ -27,7 +27,8 @@ pub struct Config {
         default_value_t = 100
     )]
     pub max_working: u32,
-    /// How long a turn lasts, counted from the first check-in.
+    /// How long a turn takes new holds, counted from the first check-in. An order that is not paid yet
+    /// keeps the turn until its own deadline, at most two hold times longer.
     #[arg(long, env = "TICKETPING_WORKING_TTL", value_name = "DURATION", default_value = "7m", value_parser = humantime::parse_duration)]
     pub working_ttl: Duration,
     /// How long an admitted person has for the first check-in, at least.

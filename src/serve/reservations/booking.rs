@@ -28,7 +28,7 @@ use crate::{
 
 /// Seats in one order.
 const SEATS_MAX: usize = 4;
-/// A rebuild by another instance may be lost again before we come; not for ever.
+/// A rebuild by another instance may be lost again before we come; not for ever. One try more counts a turn's holds.
 const REBUILDS_MAX: u32 = 3;
 
 /// What to book.
@@ -151,6 +151,11 @@ fn no_place(reason: NoPlace) -> Problem {
             "QUEUE_TOKEN_EXPIRED",
             "Your turn in the queue has ended. Enter again to book.",
         ),
+        NoPlace::Over => Problem::new(
+            StatusCode::GONE,
+            "QUEUE_TOKEN_EXPIRED",
+            "The time of your turn for new holds is over. What you hold can still be paid until its deadline.",
+        ),
         NoPlace::Closed => Problem::new(
             StatusCode::CONFLICT,
             "BOOKING_NOT_OPEN",
@@ -223,11 +228,18 @@ impl Reservations {
                     ),
                 ));
             }
+            Held::Exhausted => {
+                return Err(Problem::new(
+                    StatusCode::CONFLICT,
+                    "HOLDS_EXHAUSTED",
+                    "Your turn has held seats ten times, which is all that one turn allows. Pay what you hold, or enter the queue again.",
+                ));
+            }
             Held::NoPlace(reason) => return Err(no_place(reason)),
             Held::Lost(why) => {
                 return Err(Problem::unavailable(format!("the queue's state: {why}")));
             }
-            Held::Absent => {
+            Held::Absent | Held::Uncounted => {
                 return Err(Problem::unavailable(
                     "the seats vanish as fast as they are rebuilt",
                 ));
@@ -248,7 +260,7 @@ impl Reservations {
         order: Uuid,
     ) -> Result<Held, Problem> {
         let keys = self.keys(catalogue.performance_id);
-        let hold = Hold {
+        let mut hold = Hold {
             order,
             version: 1,
             user: asked.user,
@@ -256,12 +268,19 @@ impl Reservations {
             ttl_ms: u64::try_from(self.config.hold_ttl_ms()).unwrap_or(0),
             limit: self.config.seat_limit,
             place: Some((asked.place.epoch, asked.place.number)),
+            counted: None,
             pick,
         };
         let mut redis = self.redis.clone();
-        for _ in 0..REBUILDS_MAX {
+        for _ in 0..=REBUILDS_MAX {
             match scripts::hold(&mut redis, &keys, &hold).await? {
                 Held::Absent => self.rebuild(catalogue.performance_id).await?,
+                // After a loss: the turn goes on, and so does the count of its holds.
+                Held::Uncounted => {
+                    let (performance, number) = (catalogue.performance_id, asked.place.number);
+                    let made = store::orders_of_place(&self.pool, performance, asked.user, number);
+                    hold.counted = Some(made.await?);
+                }
                 held => return Ok(held),
             }
         }

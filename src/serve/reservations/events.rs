@@ -124,6 +124,7 @@ impl Reservations {
                 ttl_ms: u64::try_from(row.hold_ttl_ms).unwrap_or(0),
                 limit: self.config.seat_limit,
                 place: None,
+                counted: None,
                 pick: &pick,
             };
             self.seats_again(row.performance_id, &hold).await?
@@ -164,9 +165,11 @@ impl Reservations {
                     "the seats were just rebuilt"
                 )))
             }
-            Held::NoPlace(_) | Held::Lost(_) => Err(HandlerError::retry(anyhow::anyhow!(
-                "the hold of a paid order does not ask for a place"
-            ))),
+            Held::NoPlace(_) | Held::Lost(_) | Held::Exhausted | Held::Uncounted => {
+                Err(HandlerError::retry(anyhow::anyhow!(
+                    "the hold of a paid order does not ask for a place"
+                )))
+            }
         }
     }
 }

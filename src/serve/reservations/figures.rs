@@ -83,7 +83,8 @@ impl Figures {
             Held::Taken(_) => "taken",
             Held::Limit(_) => "limit",
             Held::NoPlace(_) => "no_place",
-            Held::Absent | Held::Lost(_) => "unavailable",
+            Held::Exhausted => "exhausted",
+            Held::Absent | Held::Lost(_) | Held::Uncounted => "unavailable",
         };
         self.holds.get_or_create(&Outcome { outcome }).inc();
         self.hold_seconds.observe(took.as_secs_f64());

@@ -120,6 +120,8 @@ pub struct Hold<'a> {
     pub limit: u32,
     /// Epoch and number of the person's place; none for an order paid late.
     pub place: Option<(u32, u64)>,
+    /// Holds that the turn has made, as Postgres knows them; none until the script asks.
+    pub counted: Option<u64>,
     /// What is wanted.
     pub pick: &'a Pick,
 }
@@ -133,6 +135,8 @@ pub enum NoPlace {
     Ended,
     /// Booking has closed.
     Closed,
+    /// The turn takes no new holds any more, though an unpaid order keeps it.
+    Over,
     /// The queue is being put together again: ask later.
     Recovering,
 }
@@ -153,6 +157,10 @@ pub enum Held {
     Taken(Vec<u32>),
     /// None: the person has so many already.
     Limit(u32),
+    /// None: the turn has made all its holds.
+    Exhausted,
+    /// None: Redis does not know how many holds the turn has made; count them in Postgres.
+    Uncounted,
     /// None: the place does not allow it.
     NoPlace(NoPlace),
     /// None: Redis does not know the seats; rebuild them.
@@ -185,6 +193,10 @@ pub struct Settle<'a> {
     pub schedule: Uuid,
     /// How it stands.
     pub show: Show,
+    /// Number of the place that it was made from.
+    pub place: Option<i64>,
+    /// Until when it keeps that turn, Unix ms, where it is unpaid.
+    pub keeps_ms: i64,
     /// Its seats; empty: those that the hold in Redis names.
     pub indices: &'a [u32],
 }
@@ -239,6 +251,10 @@ pub async fn hold<C: ConnectionLike>(
     call.arg(hold.user.as_bytes())
         .arg(hold.schedule.to_string());
     call.arg(hold.ttl_ms).arg(hold.limit);
+    match hold.counted {
+        Some(holds) => call.arg(holds),
+        None => call.arg(-1),
+    };
     match hold.pick {
         Pick::Seats(indices) => {
             call.arg("seats").arg(indices);
@@ -265,12 +281,15 @@ pub async fn hold<C: ConnectionLike>(
         }
         "taken" => Held::Taken(numbers(&rest)?),
         "limit" => Held::Limit(numbers::<u32>(&rest)?.first().copied().unwrap_or(0)),
+        "exhausted" => Held::Exhausted,
+        "count" => Held::Uncounted,
         "absent" => Held::Absent,
         "lost" => Held::Lost(first_text(&rest)?),
         "place" => Held::NoPlace(match first_text(&rest)?.as_str() {
             "waiting" => NoPlace::Waiting,
             "ended" => NoPlace::Ended,
             "closed" => NoPlace::Closed,
+            "over" => NoPlace::Over,
             "recovering" => NoPlace::Recovering,
             other => return Err(unexpected(other)),
         }),
@@ -299,6 +318,7 @@ pub async fn settle<C: ConnectionLike>(
         .arg(show);
     call.arg(order.user.as_ref().map_or(&[][..], |u| u.as_bytes()));
     call.arg(deadline_ms).arg(order.schedule.to_string());
+    call.arg(order.place.unwrap_or(0)).arg(order.keeps_ms);
     call.arg(order.indices);
     let (tag, rest) = tagged(call.invoke_async(redis).await?)?;
     Ok(match tag.as_str() {

@@ -106,6 +106,9 @@ impl Reservations {
             user: row.counts_for(),
             schedule: row.schedule_id,
             show: show_of(order, self.config.payment_wait_max()),
+            place: row.place_number,
+            // Not until payments has answered: what is still on its way lives on without the turn.
+            keeps_ms: row.expires_at.timestamp_millis(),
             indices: &order.indices(),
         };
         let mut redis = self.redis.clone();
@@ -143,6 +146,8 @@ impl Reservations {
             user: None,
             schedule,
             show: Show::Free,
+            place: None,
+            keeps_ms: 0,
             indices: &[],
         };
         let mut redis = self.redis.clone();

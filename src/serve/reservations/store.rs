@@ -216,6 +216,27 @@ pub async fn orders_of(
     whole(pool, rows).await
 }
 
+/// How many orders were made from one place in the queue.
+///
+/// # Errors
+/// When the database fails.
+pub async fn orders_of_place(
+    pool: &PgPool,
+    performance: Uuid,
+    user: Uuid,
+    number: u64,
+) -> sqlx::Result<u64> {
+    let made: i64 = sqlx::query_scalar(
+        "select count(*) from orders where user_id = $1 and performance_id = $2 and place_number = $3",
+    )
+    .bind(user)
+    .bind(performance)
+    .bind(i64::try_from(number).unwrap_or(i64::MAX))
+    .fetch_one(pool)
+    .await?;
+    Ok(made.unsigned_abs())
+}
+
 /// The live orders of a performance.
 ///
 /// # Errors

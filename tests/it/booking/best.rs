@@ -113,6 +113,7 @@ async fn pick(world: &World, case: &Case) -> Held {
         ttl_ms: 1_000,
         limit: 4,
         place: None,
+        counted: None,
         pick: &pick,
     };
     scripts::hold(&mut redis, &keys, &hold).await.unwrap()

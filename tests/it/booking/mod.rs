@@ -10,4 +10,5 @@ mod money;
 mod races;
 mod recovery;
 mod tickets;
+mod turns;
 mod world;

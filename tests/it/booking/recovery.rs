@@ -148,6 +148,8 @@ async fn a_late_step_of_an_old_hold_changes_nothing() {
         user: Some(buyer.id),
         schedule: world.schedule,
         show: Show::Free,
+        place: None,
+        keeps_ms: 0,
         indices: &[0],
     };
     assert_eq!(

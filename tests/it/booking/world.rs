@@ -22,7 +22,7 @@ use ticketping::{
         events::{Event, Handler, HandlerError},
         http::finish,
         metrics::Metrics,
-        place::{Place, PlaceKeys, PlaceState},
+        place::{Place, PlaceKeys, PlaceState, Turn},
         redis::Redis,
         secret::Secret,
     },
@@ -207,10 +207,29 @@ impl World {
                 number,
                 state,
                 issued_ms: 0,
-                deadline_ms: 0,
+                turn: Turn::default(),
                 position: 0,
             }),
             number,
+        }
+    }
+
+    /// The same person with a token of the place that the queue gave.
+    pub fn with_place(&self, buyer: Buyer, epoch: u32, number: u64) -> Buyer {
+        let place = self.places.seal(&Place {
+            queue: self.performance,
+            user: buyer.id,
+            epoch,
+            number,
+            state: PlaceState::Waiting,
+            issued_ms: 0,
+            turn: Turn::default(),
+            position: 0,
+        });
+        Buyer {
+            place,
+            number,
+            ..buyer
         }
     }
 

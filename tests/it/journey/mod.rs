@@ -3,6 +3,8 @@
 
 use std::time::Duration;
 
+use serde_json::json;
+
 use crate::harness::{
     self,
     apart::Apart,
@@ -190,4 +192,60 @@ async fn a_wrong_start_ends_at_once_and_says_why() {
         assert!(err.contains(names), "{args:?} does not name {names}: {err}");
         assert!(!err.contains("panicked"), "{err}");
     }
+}
+
+/// Two who hold, cancel and hold again, and a third who waits: the third's turn comes.
+#[tokio::test(flavor = "multi_thread")]
+async fn holding_again_and_again_keeps_nobody_out() {
+    let mut server = Server::start(harness::data_dir(), &[], &[]).await;
+    let seed = [
+        ["--performances", "1"],
+        ["--schedules", "1"],
+        ["--seats", "40"],
+        ["--users", "3"],
+        ["--max-working", "2"],
+        ["--working-ttl", "4s"],
+        ["--hold-ttl", "3s"],
+    ];
+    server.seed(&seed.concat()).await;
+    let sale = &server.sale;
+    let (performance, schedule) = steps::the_performance(sale).await;
+    let mut places = Vec::new();
+    for buyer in &sale.buyers {
+        places.push(steps::enter(sale, buyer, &performance).await);
+    }
+    let begun = std::time::Instant::now();
+    let waits = places.remove(2);
+    let greedy = async |at: usize| {
+        let (auth, token) = (sale.buyers[at].auth(), places[at].str("queueToken"));
+        let headers = [("authorization", &*auth), ("queue-token", &*token)];
+        let wish = json!({"scheduleId": schedule, "bestAvailable": {"count": 4}});
+        let mut held = 0;
+        loop {
+            let order = sale.api.post("/api/v1/orders", &headers, wish.clone()).await;
+            if order.status != 201 {
+                return (held, order);
+            }
+            held += 1;
+            // Kept a while, and the last one until it expires.
+            tokio::time::sleep(Duration::from_millis(700)).await;
+            if begun.elapsed() < Duration::from_millis(3_000) {
+                let path = format!("/api/v1/orders/{}", order.str("id"));
+                sale.api.delete(&path, &headers[..1]).await.expect(200);
+            } else {
+                let over = Duration::from_millis(4_100).saturating_sub(begun.elapsed());
+                tokio::time::sleep(over).await;
+            }
+        }
+    };
+    let third = async {
+        let place = steps::turn(sale, &performance, waits).await;
+        (begun.elapsed(), place)
+    };
+    let ((held, refused), (also, _), (waited, place)) = tokio::join!(greedy(0), greedy(1), third);
+    refused.problem(410, "QUEUE_TOKEN_EXPIRED");
+    assert!(held >= 4 && also >= 4, "they held again and again: {held}, {also}");
+    assert_eq!(place.body["status"], "WORKING", "{}", place.text);
+    // Check-in + working time + two hold times is the bound; orders that are not paid end after one.
+    assert!(waited < Duration::from_secs(9), "waited for {waited:?}");
 }

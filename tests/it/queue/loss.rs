@@ -14,7 +14,7 @@ use http_body_util::BodyExt;
 use serde_json::Value;
 use ticketping::{
     platform::{
-        place::{Place, PlaceState},
+        place::{Place, PlaceState, Turn},
         redis::Redis,
     },
     serve::queue::{
@@ -114,7 +114,7 @@ impl Crowd {
                     number: outcome.number,
                     state: PlaceState::Waiting,
                     issued_ms: now_ms().unsigned_abs(),
-                    deadline_ms: 0,
+                    turn: Turn::default(),
                     position: 0,
                 };
                 self.people.push(Person {

@@ -106,6 +106,16 @@ const MUTANTS: &[Mutant] = &[
         "if false then",
     ),
     (
+        "begins a turn anew that waited for a slot after a loss",
+        "if turn then\n          q_set_working",
+        "if false then\n          q_set_working",
+    ),
+    (
+        "forgets the turn of a person who returns to the head of the line",
+        "if turn then keep_turn(user, number, turn) end",
+        "",
+    ),
+    (
         "keeps who waits when the last seat goes",
         "redis.call('UNLINK', q.wait)",
         "",

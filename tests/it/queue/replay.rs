@@ -5,7 +5,7 @@ use std::{collections::HashMap, sync::Arc};
 
 use proptest::{prelude::*, test_runner::TestCaseError};
 use ticketping::{
-    platform::redis::Redis,
+    platform::{place::Turn as Bound, redis::Redis},
     serve::queue::scripts::{Bounds, CheckIn, Code, End, May, Return, Room, Scripts, Seen},
 };
 use uuid::Uuid;
@@ -182,7 +182,7 @@ impl Run {
             };
             if let Some(number) = number {
                 prop_assert_eq!(outcome.number, number);
-                self.told(person, number, outcome.deadline_ms);
+                self.told(person, number, outcome.turn);
                 let token = self.latest[&person];
                 self.first.entry(person).or_insert(token);
             }
@@ -191,13 +191,13 @@ impl Run {
     }
 
     /// The person keeps the newest token.
-    fn told(&mut self, person: u8, number: u64, deadline_ms: u64) {
+    fn told(&mut self, person: u8, number: u64, bound: Bound) {
         let turn = self.model.working.get(&person);
-        let works = turn.filter(|_| deadline_ms > 0);
+        let works = turn.filter(|_| bound.deadline_ms > 0);
         let token = Token {
             number,
             registered: self.model.draw.index_of(person).is_some(),
-            works: works.map(|turn| (turn.until, deadline_ms)),
+            works: works.map(|turn| (turn.until, bound)),
             epoch: self.epoch,
         };
         self.latest.insert(person, token);
@@ -234,15 +234,15 @@ impl Run {
             return Ok(());
         }
         let want = self.model.check_in(person, number);
-        let (got, deadline) = match got {
-            CheckIn::Working(until) => ("working", until),
-            CheckIn::Waiting(_) => ("waiting", 0),
-            CheckIn::Ended { .. } => ("ended", 0),
-            CheckIn::Closed(_) | CheckIn::Old => ("odd", 0),
+        let (got, turn) = match got {
+            CheckIn::Working(turn) => ("working", turn),
+            CheckIn::Waiting(_) => ("waiting", Bound::default()),
+            CheckIn::Ended { .. } => ("ended", Bound::default()),
+            CheckIn::Closed(_) | CheckIn::Old => ("odd", Bound::default()),
         };
         prop_assert_eq!(got, want);
         if got == "working" {
-            self.told(person, number, deadline);
+            self.told(person, number, turn);
         }
         Ok(())
     }
@@ -285,7 +285,7 @@ impl Run {
             if let Some(number) = number {
                 prop_assert_eq!(outcome.number, number);
                 if self.latest[person].epoch < self.epoch {
-                    self.told(*person, number, outcome.deadline_ms);
+                    self.told(*person, number, outcome.turn);
                 }
             }
         }
@@ -298,9 +298,13 @@ impl Run {
         Return {
             user: self.people[usize::from(person)],
             number: drawn.unwrap_or(token.number),
-            deadline_ms: match token.works {
-                Some((until, deadline)) if until > self.model.now => deadline,
-                Some(_) | None => 0,
+            turn: match token.works {
+                Some((until, turn)) if until > self.model.now => turn,
+                Some((_, turn)) => Bound {
+                    deadline_ms: 0,
+                    ..turn
+                },
+                None => Bound::default(),
             },
             may: self.model.may(token),
             registered: drawn.is_none(),

@@ -33,6 +33,7 @@ impl Run {
             field("maxWorking", i64::try_from(model.limit).unwrap()),
             field("workingTtl", WORKING_MS),
             field("claimTtl", CLAIM_MS),
+            field("holdTtl", HOLD_MS),
             field("queueFactor", 0),
             field("remaining", model.remaining),
             field("paused", i64::from(model.paused)),
@@ -119,9 +120,26 @@ impl Run {
         let registered = &model.draw.registered;
         let want: Vec<(u64, u8)> = registered.iter().map(|(n, p)| (*n, *p)).collect();
         prop_assert_eq!(line(reg), want, "who is registered");
-        let mut works: Vec<(u8, String)> = place
-            .iter()
-            .map(|(user, place)| (who(user), place.clone()))
+        let here = place.iter().filter(|(user, _)| user.len() == 16);
+        let mut works: Vec<(u8, String)> = here
+            .map(|(user, place)| {
+                let mut parts = place.split(',');
+                let (number, state) = (parts.next().unwrap(), parts.next().unwrap());
+                let bounds: Vec<i64> = parts.take(2).map(|at| at.parse().unwrap()).collect();
+                if let [holding, last] = bounds[..] {
+                    assert_eq!(
+                        last - holding,
+                        2 * HOLD_MS,
+                        "what a turn's orders may add to it"
+                    );
+                }
+                assert_eq!(
+                    bounds.is_empty(),
+                    state == "C",
+                    "a turn has bounds: {place}"
+                );
+                (who(user), format!("{number},{state}"))
+            })
             .collect();
         works.sort();
         let mut want: Vec<(u8, String)> = model

@@ -2,12 +2,17 @@
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 
-use ticketping::serve::queue::scripts::{Code, May};
+use ticketping::{
+    platform::place::Turn as Bound,
+    serve::queue::scripts::{Code, May},
+};
 
 use super::draw_rules::{Draw, Step};
 
 pub const CLAIM_MS: i64 = 30_000;
 pub const WORKING_MS: i64 = 50_000;
+/// How long a hold lasts; nobody holds here, but the bounds of a turn follow from it.
+pub const HOLD_MS: i64 = 20_000;
 /// How long people are put back before anybody new is admitted: over after any jump.
 pub const RECOVER_MS: i64 = 15_000;
 
@@ -17,7 +22,7 @@ pub struct Token {
     pub number: u64,
     /// Given before the draw: the number is a registration's index.
     pub registered: bool,
-    pub works: Option<(i64, u64)>,
+    pub works: Option<(i64, Bound)>,
     pub epoch: u32,
 }
 
@@ -40,6 +45,8 @@ pub struct Model {
     pub draw: Draw,
     pub waiting: BTreeMap<u64, u8>,
     pub working: HashMap<u8, Turn>,
+    /// Turns that wait at the head of the line for a slot, after a loss: number, and until when.
+    pub returned: HashMap<u8, (u64, i64)>,
     /// Numbers whose turn has ended, as Postgres notes them; registrations as negative ones.
     pub over: HashSet<i64>,
     /// Those that wait for it in Redis.
@@ -88,10 +95,12 @@ impl Model {
             if self.limited {
                 self.credit -= 1.0;
             }
+            // A turn that began before a loss goes on; it does not begin anew.
+            let begun = self.returned.remove(&person).filter(|(n, _)| *n == number);
             let turn = Turn {
                 number,
-                here: false,
-                until: self.now + CLAIM_MS,
+                here: begun.is_some(),
+                until: begun.map_or(self.now + CLAIM_MS, |(_, until)| until),
             };
             self.working.insert(person, turn);
         }
@@ -124,14 +133,22 @@ impl Model {
         }
         let codes: Vec<Code> = people.iter().map(|&p| self.line_up(p)).collect();
         self.settle();
-        let told = |(&person, code): (&u8, Code)| {
-            self.arrive(person);
-            match self.working.contains_key(&person) {
-                true => Code::Working,
-                false => code,
-            }
-        };
+        let told = |(&person, code): (&u8, Code)| self.told(person, code);
         people.iter().zip(codes).map(told).collect()
+    }
+
+    fn told(&mut self, person: u8, code: Code) -> Code {
+        self.arrive(person);
+        if let Some(turn) = self.working.get(&person) {
+            if turn.until > self.now {
+                return Code::Working;
+            }
+            self.settle();
+        }
+        match code {
+            Code::Waiting if self.number_of(person).is_none() => Code::Ended,
+            code => code,
+        }
     }
 
     /// Who has a place keeps it; anybody else gets one at the end, where there is one to get.
@@ -202,6 +219,7 @@ impl Model {
             self.unnoted.push(signed(number));
         } else if self.waiting.get(&number) == Some(&person) {
             self.waiting.remove(&number);
+            self.returned.remove(&person);
             self.unnoted.push(signed(number));
         }
         self.settle();
@@ -241,6 +259,7 @@ impl Model {
         self.ceiling = ceiling;
         self.waiting.clear();
         self.working.clear();
+        self.returned.clear();
         self.back.clear();
         self.unnoted.clear();
         self.last = base;
@@ -253,6 +272,7 @@ impl Model {
         let names = self.names(token);
         match token.works {
             _ if names.iter().any(|name| self.over.contains(name)) => May::Never,
+            Some((until, _)) if until + 2 * HOLD_MS <= self.now => May::Never,
             Some((until, _)) if until <= self.now => May::IfThere,
             Some(_) | None => May::Yes,
         }
@@ -301,12 +321,13 @@ impl Model {
         let Some(number) = self.lot(token) else {
             return self.register_again(person, token.number, gone);
         };
-        let proof = token
-            .works
-            .map(|(until, _)| until)
-            .filter(|u| *u > self.now);
+        let had = token.works.map(|(until, _)| until);
+        let proof = had.filter(|u| *u > self.now);
         let may = may == May::Yes && (self.remaining > 0 || proof.is_some());
         let code = self.put_back(person, number, proof, may);
+        if let (Code::Waiting, Some(until)) = (code, had) {
+            self.returned.insert(person, (number, until));
+        }
         match code {
             Code::Ended if !may => gone,
             code => code,

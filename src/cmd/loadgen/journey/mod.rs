@@ -66,7 +66,11 @@ fn foreseen(op: Op, code: &str) -> bool {
         Op::Poll => matches!(code, "SOLD_OUT" | "QUEUE_TOKEN_EXPIRED"),
         Op::Hold => matches!(
             code,
-            "SEATS_TAKEN" | "SEAT_LIMIT_EXCEEDED" | "QUEUE_TOKEN_EXPIRED" | "SOLD_OUT"
+            "SEATS_TAKEN"
+                | "SEAT_LIMIT_EXCEEDED"
+                | "HOLDS_EXHAUSTED"
+                | "QUEUE_TOKEN_EXPIRED"
+                | "SOLD_OUT"
         ),
         Op::Payment => matches!(code, "HOLD_EXPIRED" | "ORDER_NOT_PAYABLE"),
         Op::Cancel => matches!(code, "PAYMENT_IN_PROGRESS" | "CANCELLATION_CLOSED"),

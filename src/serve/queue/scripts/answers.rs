@@ -3,6 +3,7 @@
 use redis::Value;
 
 use super::{ScriptError, Seen, odd};
+use crate::platform::place::Turn;
 
 /// What became of one person's entry or return.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -13,8 +14,8 @@ pub struct Outcome {
     pub new: bool,
     /// The place's number (registration index when registered).
     pub number: u64,
-    /// Ms; 0 unless working.
-    pub deadline_ms: u64,
+    /// None unless working.
+    pub turn: Turn,
     /// The position; 0 unless waiting.
     pub position: u64,
     /// The epoch that the place now belongs to.
@@ -89,12 +90,12 @@ pub struct Bounds {
 /// What a check-in found.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum CheckIn {
-    /// Here, until then (ms).
-    Working(u64),
+    /// Here, for this turn.
+    Working(Turn),
     /// In line at that position.
     Waiting(u64),
-    /// Here until then, but booking has closed.
-    Closed(u64),
+    /// Here for this turn, but booking has closed.
+    Closed(Turn),
     /// No such place.
     Ended {
         /// Ended turns that are not in Postgres yet.
@@ -211,15 +212,18 @@ impl Tick {
 impl CheckIn {
     /// What `queue_check_in.lua` answered.
     pub(super) fn read(answer: &[Value]) -> Result<Self, ScriptError> {
-        let value = answer.get(3).and_then(int).unwrap_or(0).unsigned_abs();
+        let number = |at: usize| answer.get(at).and_then(int).unwrap_or(0).unsigned_abs();
+        let turn = Turn {
+            deadline_ms: number(3),
+            holding_ms: number(5),
+            last_ms: number(6),
+        };
         Ok(match answer.first().and_then(text) {
-            Some("working") => Self::Working(value),
-            Some("waiting") => Self::Waiting(value),
-            Some("closed") => Self::Closed(value),
+            Some("working") => Self::Working(turn),
+            Some("waiting") => Self::Waiting(number(3)),
+            Some("closed") => Self::Closed(turn),
             Some("old") => Self::Old,
-            Some("ended") => Self::Ended {
-                unnoted: answer.get(4).and_then(int).unwrap_or(0).unsigned_abs(),
-            },
+            Some("ended") => Self::Ended { unnoted: number(4) },
             _ => return Err(odd("queue_check_in")),
         })
     }
@@ -228,7 +232,7 @@ impl CheckIn {
 impl Batch {
     /// What `queue_enter.lua` or `queue_restore.lua` answered to `want` people.
     pub(super) fn read(answer: &[Value], want: usize) -> Result<Self, ScriptError> {
-        const RECORD: usize = 26;
+        const RECORD: usize = 42;
         let [
             _,
             epoch,
@@ -252,12 +256,17 @@ impl Batch {
         let outcomes: Vec<Outcome> = packed
             .chunks_exact(RECORD)
             .filter_map(|r| {
+                let long = |at: usize| Some(u64::from_be_bytes(r[at..at + 8].try_into().ok()?));
                 Some(Outcome {
                     code: Code::from_byte(r[0])?,
                     new: r[1] == 1,
-                    number: u64::from_be_bytes(r[2..10].try_into().ok()?),
-                    deadline_ms: u64::from_be_bytes(r[10..18].try_into().ok()?),
-                    position: u64::from_be_bytes(r[18..26].try_into().ok()?),
+                    number: long(2)?,
+                    turn: Turn {
+                        deadline_ms: long(10)?,
+                        holding_ms: long(26)?,
+                        last_ms: long(34)?,
+                    },
+                    position: long(18)?,
                     epoch,
                 })
             })

@@ -2,6 +2,8 @@
 
 use uuid::Uuid;
 
+use crate::platform::place::Turn;
+
 /// A place to put back.
 #[derive(Clone, Copy, Debug)]
 pub struct Return {
@@ -9,8 +11,8 @@ pub struct Return {
     pub user: Uuid,
     /// Its number or index.
     pub number: u64,
-    /// The unexpired working deadline; 0 when it waited.
-    pub deadline_ms: u64,
+    /// The turn that it had, its deadline only while that is ahead; none when it waited.
+    pub turn: Turn,
     /// Whether it may come back.
     pub may: May,
     /// An index of the pre-queue.

@@ -101,11 +101,17 @@ impl Room {
     /// # Errors
     /// [`ScriptError`].
     pub async fn restore(&self, seen: Seen, places: &[Return]) -> Result<Batch, ScriptError> {
-        let mut joined = Vec::with_capacity(places.len() * 34);
+        let mut joined = Vec::with_capacity(places.len() * 50);
         for place in places {
             joined.extend_from_slice(place.user.as_bytes());
             joined.extend_from_slice(&place.number.to_be_bytes());
-            joined.extend_from_slice(&place.deadline_ms.to_be_bytes());
+            for at in [
+                place.turn.deadline_ms,
+                place.turn.holding_ms,
+                place.turn.last_ms,
+            ] {
+                joined.extend_from_slice(&at.to_be_bytes());
+            }
             joined.extend_from_slice(&[place.may.byte(), u8::from(place.registered)]);
         }
         let answer = self
