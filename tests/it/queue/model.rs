@@ -112,8 +112,8 @@ const MUTANTS: &[Mutant] = &[
     ),
     (
         "forgets the turn of a person who returns to the head of the line",
-        "if turn then keep_turn(user, number, turn) end",
-        "",
+        "local function keep_turn(user, number, turn)\n",
+        "local function keep_turn(user, number, turn)\n  if true then return end\n",
     ),
     (
         "keeps who waits when the last seat goes",
