@@ -3,7 +3,7 @@
 
 -- One row: the account behind the secret key.
 create table stripe_account (
-    only           boolean primary key default true check (only),
+    singleton      boolean primary key default true check (singleton),
     -- Real money was taken with a live key.
     live_since     timestamptz,
     -- The list of events: who reads it, until when, and when it is due.
