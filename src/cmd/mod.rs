@@ -4,6 +4,7 @@ pub mod audit;
 pub mod draw;
 pub mod events;
 pub mod loadgen;
+pub mod migrate;
 pub mod seed;
 pub mod serve;
 pub mod token;
@@ -13,7 +14,7 @@ use std::process::ExitCode;
 
 use clap::Parser;
 
-use crate::platform::failure::Failure;
+use crate::platform::{failure::Failure, telemetry};
 
 /// Sells tickets under a flood: a waiting room, seat holds, payments and events in one binary.
 #[derive(Debug, Parser)]
@@ -37,6 +38,7 @@ enum Command {
     Seed(Box<seed::Args>),
     Serve(Box<serve::Args>),
     Loadgen(Box<loadgen::Args>),
+    Migrate(migrate::Args),
     Top(Box<top::Args>),
     Token(token::Args),
 }
@@ -54,7 +56,7 @@ pub fn main() -> ExitCode {
     match outcome {
         Ok(code) => ExitCode::from(code),
         Err(failure) => {
-            eprintln!("ticketping: {failure}");
+            telemetry::fatal(&failure.to_string());
             ExitCode::from(failure.code())
         }
     }
@@ -66,6 +68,7 @@ async fn run(command: Command) -> Result<u8, Failure> {
         Command::Draw(args) => draw::run(args).await,
         Command::Events(args) => events::run(args).await,
         Command::Seed(args) => seed::run(*args).await,
+        Command::Migrate(args) => migrate::run(args).await,
         Command::Serve(args) => serve::run(*args).await,
         Command::Loadgen(args) => loadgen::run(*args)
             .await

@@ -17,12 +17,10 @@ use http::{HeaderMap, HeaderValue, StatusCode, header};
 use serde_json::Value;
 use sha2::{Digest, Sha256};
 use sqlx::{PgConnection, PgPool, Row};
+use tracing::Instrument;
 use uuid::Uuid;
 
-use super::{
-    problem::{FieldError, Problem},
-    traces,
-};
+use super::problem::{FieldError, Problem};
 
 /// The request header.
 pub const HEADER: &str = "idempotency-key";
@@ -131,7 +129,7 @@ where
 async fn detached<T: Send + 'static>(
     work: impl Future<Output = Result<T, Problem>> + Send + 'static,
 ) -> Result<T, Problem> {
-    match tokio::spawn(traces::carried(work)).await {
+    match tokio::spawn(work.in_current_span()).await {
         Ok(result) => result,
         Err(panic) => Err(Problem::internal(panic)),
     }

@@ -33,6 +33,8 @@ pub struct Problem {
     detail: String,
     extra: Map<String, Value>,
     retry_after_s: Option<u64>,
+    /// What is wrong on our side: for the log, never for the client.
+    cause: Option<String>,
 }
 
 /// The body of every error, for the OpenAPI document.
@@ -64,6 +66,7 @@ impl Problem {
             detail: detail.into(),
             extra: Map::new(),
             retry_after_s: None,
+            cause: None,
         }
     }
 
@@ -101,25 +104,38 @@ impl Problem {
         Self::new(StatusCode::NOT_FOUND, "NOT_FOUND", detail)
     }
 
-    /// 500; logs `cause` here, once, and keeps it out of the answer.
+    /// Why it happened, for the line that the edge logs when it is answered.
+    #[must_use]
+    pub fn because(mut self, cause: impl std::fmt::Display) -> Self {
+        self.cause = Some(cause.to_string());
+        self
+    }
+
+    /// What [`Problem::because`] was told.
+    pub fn cause(&self) -> Option<&str> {
+        self.cause.as_deref()
+    }
+
+    /// 500. `cause` is logged when the problem is answered, and kept out of the answer.
     pub fn internal(cause: impl std::fmt::Display) -> Self {
-        tracing::error!(error = %cause, "internal error");
         Self::new(
             StatusCode::INTERNAL_SERVER_ERROR,
             "INTERNAL",
             "Something went wrong on our side. Please try again.",
         )
+        .because(cause)
     }
 
-    /// 503 with `Retry-After: 1`: a store or another role is away. Logs `cause`.
+    /// 503 with `Retry-After: 1`: a store or another role is away. `cause` is logged when the
+    /// problem is answered.
     pub fn unavailable(cause: impl std::fmt::Display) -> Self {
-        tracing::warn!(error = %cause, "unavailable");
         Self::new(
             StatusCode::SERVICE_UNAVAILABLE,
             "UNAVAILABLE",
             "A part of the service is away for the moment. Nothing was lost; please try again.",
         )
         .retry_after(1)
+        .because(cause)
     }
 
     /// The HTTP status.

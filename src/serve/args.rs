@@ -1,6 +1,6 @@
 //! The flags of `ticketping serve`: its manual.
 
-use std::{net::SocketAddr, path::PathBuf};
+use std::{net::SocketAddr, path::PathBuf, time::Duration};
 
 use super::{gateway, payments, queue, reservations, secrets::SecretArgs, stripe_sandbox, users};
 use crate::platform::{
@@ -99,6 +99,12 @@ pub struct ProcessArgs {
         default_value = "127.0.0.1:9090"
     )]
     pub ops_listen: SocketAddr,
+    /// How long requests are still taken after SIGTERM or Ctrl-C, while /readyz says 503 already: long
+    /// enough for a balancer to notice (its probe's interval times its threshold). A second signal
+    /// ends the process at once
+    /// [default: 5s; 0s with embedded stores]
+    #[arg(long, env = "TICKETPING_SHUTDOWN_DELAY", value_name = "DURATION", value_parser = humantime::parse_duration)]
+    pub shutdown_delay: Option<Duration>,
     /// Open connections at most; further ones wait. Above three quarters of it, an HTTP/1.1 answer
     /// ends its connection
     #[arg(
@@ -170,6 +176,14 @@ pub struct StoreArgs {
         value_name = "URL"
     )]
     pub database_url: Option<Secret>,
+    /// How long the start waits for a store that is away; 0s: not at all. Meanwhile /livez answers, and
+    /// /readyz names the store
+    #[arg(long, env = "TICKETPING_STORE_WAIT", value_name = "DURATION", default_value = "60s", value_parser = humantime::parse_duration)]
+    pub store_wait: Duration,
+    /// Leave the schemas as they are: `ticketping migrate` has been there. The start waits, as for a
+    /// store, while migrations that this version needs are pending
+    #[arg(long, env = "TICKETPING_NO_MIGRATE")]
+    pub no_migrate: bool,
     /// Database connections of each role at most
     #[arg(
         long,
@@ -257,21 +271,30 @@ fn needed<'a>(value: &'a Option<Secret>, flag: &str, env: &str) -> Result<&'a st
 
 /// Where the other roles are, for a role on its own.
 #[derive(Clone, Debug, clap::Args)]
-#[command(next_help_heading = "Other roles (for a role on its own)")]
+#[command(
+    next_help_heading = "Other roles (for a role on its own; http://host:port, several with commas; requests are spread over all addresses of every host)"
+)]
 pub struct UrlArgs {
     /// The users role: its public keys verify access tokens
-    #[arg(long, env = "TICKETPING_USERS_URL", value_name = "URL")]
-    pub users_url: Option<url::Url>,
+    #[arg(long, env = "TICKETPING_USERS_URL", value_name = "URLS", value_delimiter = ',', value_parser = role_url)]
+    pub users_url: Vec<url::Url>,
     /// The performances role
-    #[arg(long, env = "TICKETPING_PERFORMANCES_URL", value_name = "URL")]
-    pub performances_url: Option<url::Url>,
+    #[arg(long, env = "TICKETPING_PERFORMANCES_URL", value_name = "URLS", value_delimiter = ',', value_parser = role_url)]
+    pub performances_url: Vec<url::Url>,
     /// The queue role
-    #[arg(long, env = "TICKETPING_QUEUE_URL", value_name = "URL")]
-    pub queue_url: Option<url::Url>,
+    #[arg(long, env = "TICKETPING_QUEUE_URL", value_name = "URLS", value_delimiter = ',', value_parser = role_url)]
+    pub queue_url: Vec<url::Url>,
     /// The reservations role
-    #[arg(long, env = "TICKETPING_RESERVATIONS_URL", value_name = "URL")]
-    pub reservations_url: Option<url::Url>,
+    #[arg(long, env = "TICKETPING_RESERVATIONS_URL", value_name = "URLS", value_delimiter = ',', value_parser = role_url)]
+    pub reservations_url: Vec<url::Url>,
     /// The payments role
-    #[arg(long, env = "TICKETPING_PAYMENTS_URL", value_name = "URL")]
-    pub payments_url: Option<url::Url>,
+    #[arg(long, env = "TICKETPING_PAYMENTS_URL", value_name = "URLS", value_delimiter = ',', value_parser = role_url)]
+    pub payments_url: Vec<url::Url>,
+}
+
+/// Where a role is.
+fn role_url(given: &str) -> Result<url::Url, String> {
+    let url = url::Url::parse(given.trim()).ok();
+    url.filter(|url| url.scheme() == "http" && url.has_host() && url.path() == "/")
+        .ok_or_else(|| "want http://host:port (roles talk on a private network)".to_owned())
 }

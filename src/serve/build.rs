@@ -1,7 +1,10 @@
 //! Puts roles together: what each needs is found or refused, slots connect
 //! those of one process, URLs those of others.
 
-use std::sync::{Arc, OnceLock};
+use std::{
+    sync::{Arc, OnceLock},
+    time::{Duration, Instant},
+};
 
 use axum::{Router, extract::FromRef, routing::get};
 use sqlx::{PgPool, migrate::Migrator};
@@ -11,7 +14,6 @@ use utoipa_axum::router::OpenApiRouter;
 use super::{
     args::{Args, Role},
     gateway::RoleName,
-    ops::Check,
     secrets::missing,
 };
 use crate::platform::{
@@ -23,10 +25,17 @@ use crate::platform::{
     http::{Json, finish},
     metrics::Metrics,
     overview::OverviewSlice,
+    readiness::{Check, Readiness, Unready},
+    redis::{self, Redis},
     secret::Secret,
     tasks::Tasks,
-    upstream::{HttpClient, Upstream, http_client},
+    upstream::{Upstream, UpstreamMetrics},
 };
+
+/// A store that is away at the start is tried again after this.
+const WAIT_RETRY: Duration = Duration::from_millis(500);
+/// How often the log says that the start still waits.
+const WAIT_LOG_EVERY: Duration = Duration::from_secs(5);
 
 /// The router of a role of this process, once it is built.
 pub(super) type Slot = Arc<OnceLock<Router>>;
@@ -36,8 +45,9 @@ pub(super) struct Build {
     pub(super) args: Args,
     pub(super) metrics: Metrics,
     open_alarms: OpenAlarms,
+    pub(super) readiness: Readiness,
     pub(super) tasks: Tasks,
-    pub(super) client: HttpClient,
+    pub(super) calls: UpstreamMetrics,
     pub(super) internal: InternalSecret,
     pub(super) slots: Vec<(RoleName, Slot)>,
     pub(super) outboxes: Vec<Outbox>,
@@ -49,12 +59,19 @@ pub(super) struct Build {
     pub(super) signer: Option<Signer>,
     /// Where the Stripe sandbox of this process is; empty without one.
     pub(super) stripe_url: String,
+    /// Whether connections to the database are known to be sessions.
+    sessions_checked: bool,
     /// Its paths.
     pub(super) sandbox: Option<Router>,
 }
 
 impl Build {
-    pub(super) fn new(args: Args, tasks: Tasks) -> Result<Self, Failure> {
+    pub(super) fn new(
+        args: Args,
+        tasks: Tasks,
+        metrics: Metrics,
+        readiness: Readiness,
+    ) -> Result<Self, Failure> {
         // The sandbox talks to nobody: what stands here is never shown or accepted.
         let internal = InternalSecret(match args.role {
             Role::StripeSandbox => Secret::new(uuid::Uuid::new_v4().to_string()),
@@ -69,13 +86,14 @@ impl Build {
             Role::Payments => &[RoleName::Payments],
             Role::Gateway | Role::StripeSandbox => &[],
         };
-        let metrics = Metrics::default();
+        let calls = UpstreamMetrics::new(&metrics);
         Ok(Self {
             args,
             open_alarms: OpenAlarms::new(&metrics),
             metrics,
+            readiness,
             tasks,
-            client: http_client(),
+            calls,
             internal,
             slots: here.iter().map(|role| (*role, Slot::default())).collect(),
             outboxes: Vec::new(),
@@ -84,6 +102,7 @@ impl Build {
             checks: Vec::new(),
             signer: None,
             stripe_url: String::new(),
+            sessions_checked: false,
             sandbox: None,
         })
     }
@@ -118,35 +137,96 @@ impl Build {
                 "TICKETPING_PAYMENTS_URL",
             ),
         };
-        let url = url.as_ref().ok_or_else(|| missing(flag, env))?;
-        if url.scheme() != "http" || !url.has_host() {
-            return Err(Failure::Usage(format!(
-                "{flag} {url}: want http://host:port (roles talk on a private network)"
-            )));
+        if url.is_empty() {
+            return Err(missing(flag, env));
         }
         Ok(Upstream::remote(
-            url.as_str(),
-            self.client.clone(),
+            role.as_str(),
+            url,
+            self.calls.clone(),
             self.internal.clone(),
         ))
     }
 
     /// The pool of a role, its schema brought up to date.
     pub(super) async fn pool(
-        &self,
+        &mut self,
         schema: &'static str,
         migrator: &Migrator,
     ) -> Result<PgPool, Failure> {
-        let pool = db::pool(
-            self.args.stores.database()?,
-            schema,
-            self.args.stores.database_connections,
-        )
-        .map_err(Failure::Usage)?;
-        db::migrate(&pool, schema, migrator)
-            .await
-            .map_err(Failure::Failed)?;
+        let url = self.args.stores.database()?;
+        db::check_url(url).map_err(Failure::Usage)?;
+        if !self.sessions_checked {
+            self.wait_for("PostgreSQL", async || db::check_sessions(url).await)
+                .await?;
+            self.sessions_checked = true;
+        }
+        let url = self.args.stores.database()?;
+        let pool =
+            db::pool(url, schema, self.args.stores.database_connections).map_err(Failure::Usage)?;
+        self.wait_for(&format!("PostgreSQL ({schema})"), async || {
+            if !self.args.stores.no_migrate {
+                return db::migrate(&pool, schema, migrator).await;
+            }
+            let versions = db::versions(&pool, schema, migrator).await?;
+            match versions.pending {
+                0 => Ok(()),
+                pending => Err(db::StartError::Away(format!(
+                    "schema {schema} lacks {pending} migrations; run `ticketping migrate`, or serve without --no-migrate"
+                ))),
+            }
+        })
+        .await?;
         Ok(pool)
+    }
+
+    /// The Redis of the waiting room and the seats.
+    pub(super) async fn redis(&self) -> Result<Redis, Failure> {
+        let url = self.args.stores.redis()?;
+        redis::check_url(url).map_err(Failure::Usage)?;
+        self.wait_for("Redis", async || {
+            Redis::connect(url).await.map_err(db::StartError::Away)
+        })
+        .await
+    }
+
+    /// Tries `start` until it succeeds or fails for good; a store that is away is waited for, as
+    /// long as `--store-wait` allows.
+    async fn wait_for<T>(
+        &self,
+        store: &str,
+        mut start: impl AsyncFnMut() -> Result<T, db::StartError>,
+    ) -> Result<T, Failure> {
+        let (begun, patience) = (Instant::now(), self.args.stores.store_wait);
+        let mut said = None;
+        loop {
+            let cause = match start().await {
+                Ok(started) => {
+                    self.readiness.waits_for(None);
+                    return Ok(started);
+                }
+                Err(db::StartError::Failed(cause)) => return Err(Failure::Failed(cause)),
+                Err(db::StartError::Away(cause)) => cause,
+            };
+            if begun.elapsed() >= patience {
+                let waited = humantime::format_duration(patience);
+                return Err(Failure::Failed(format!(
+                    "{cause}; waited {waited} for it (--store-wait)"
+                )));
+            }
+            if said.is_none_or(|at: Instant| at.elapsed() >= WAIT_LOG_EVERY) {
+                said = Some(Instant::now());
+                let waited_s = begun.elapsed().as_secs();
+                tracing::warn!(
+                    store,
+                    waited_s,
+                    error = cause,
+                    "the start waits for {store}"
+                );
+            }
+            self.readiness.waits_for(Some(format!("{store}: {cause}")));
+            tokio::time::sleep(WAIT_RETRY.min(patience)).await;
+        }
     }
 
     /// Adds a role: its paths to its slot, its readiness to the probes.
@@ -171,14 +251,18 @@ impl Build {
 }
 
 /// A readiness check from a state and the role's own function.
-pub(super) fn check<S, F, Fut>(state: &S, ready: F) -> Check
+pub(super) fn check<S, F, Fut, E>(state: &S, ready: F) -> Check
 where
     S: Clone + Send + Sync + 'static,
     F: Fn(S) -> Fut + Send + Sync + 'static,
-    Fut: Future<Output = Result<(), String>> + Send + 'static,
+    Fut: Future<Output = Result<(), E>> + Send + 'static,
+    E: Into<Unready>,
 {
     let state = state.clone();
-    Arc::new(move || Box::pin(ready(state.clone())))
+    Arc::new(move || {
+        let asked = ready(state.clone());
+        Box::pin(async move { asked.await.map_err(Into::into) })
+    })
 }
 
 #[derive(Clone)]

@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use tokio_util::sync::CancellationToken;
+
 use crate::platform::{
     auth::{Jwks, Verifier},
     tasks::Tasks,
@@ -18,23 +20,27 @@ const RETRY: Duration = Duration::from_millis(500);
 pub(super) fn follow(users: Upstream, tasks: &Tasks) -> Result<Verifier, String> {
     let verifier = Verifier::new(&Jwks::default())?;
     let (keys, token) = (verifier.clone(), tasks.token());
-    tasks.spawn("jwks", async move {
-        let mut known = String::new();
-        loop {
-            let wait = match refresh(&users, &keys, &mut known).await {
-                Ok(()) => REFRESH,
-                Err(error) => {
-                    tracing::warn!(%error, "cannot read the keys of access tokens; trying again");
-                    RETRY
-                }
-            };
-            tokio::select! {
-                () = token.cancelled() => return,
-                () = tokio::time::sleep(wait) => {}
-            }
-        }
+    tasks.spawn("jwks", move || {
+        keep_fresh(users.clone(), keys.clone(), token.clone())
     });
     Ok(verifier)
+}
+
+async fn keep_fresh(users: Upstream, keys: Verifier, stop: CancellationToken) {
+    let mut known = String::new();
+    loop {
+        let wait = match refresh(&users, &keys, &mut known).await {
+            Ok(()) => REFRESH,
+            Err(error) => {
+                tracing::warn!(%error, "cannot read the keys of access tokens; trying again");
+                RETRY
+            }
+        };
+        tokio::select! {
+            () = stop.cancelled() => return,
+            () = tokio::time::sleep(wait) => {}
+        }
+    }
 }
 
 async fn refresh(users: &Upstream, keys: &Verifier, known: &mut String) -> Result<(), String> {

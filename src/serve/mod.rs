@@ -18,27 +18,38 @@ pub mod queue;
 pub mod reservations;
 mod roles;
 pub mod secrets;
+mod stop;
 pub mod stripe_sandbox;
 pub mod users;
 
-use std::{sync::Arc, time::Duration};
-
-use tokio::net::TcpListener;
-
-pub use self::args::Args;
-use self::{args::Role, build::Build, embedded::Embedded, ops::Ops};
-use crate::platform::{
-    edge::{self, Edge, FastPath, Limits, stats::HttpStats},
-    failure::Failure,
-    tasks::Tasks,
-    telemetry,
-    traces::{Traces, Trust},
+use std::{
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
 };
 
-/// After the stop: how long background work may take to finish what it began.
-/// With the drain of connections before it and the stores after it, a stop stays
-/// below ten seconds.
-const TASKS_STOP_MAX: Duration = Duration::from_secs(3);
+use tokio::net::TcpListener;
+use tokio_util::sync::CancellationToken;
+
+pub use self::args::Args;
+use self::{
+    args::Role,
+    build::Build,
+    embedded::Embedded,
+    ops::Ops,
+    stop::{Stop, TASKS_STOP_MAX},
+};
+use crate::platform::{
+    edge::{self, Edge, FastPath, Handler, Limits, stats::HttpStats},
+    failure::Failure,
+    metrics::Metrics,
+    readiness::Readiness,
+    tasks::{self, Tasks},
+    telemetry::{self, traces::Trust},
+};
+
+/// How long a process that a balancer knows goes on serving after the signal: two probes of the
+/// usual interval, and what is under way from there.
+const SHUTDOWN_DELAY: Duration = Duration::from_secs(5);
 
 /// What a started process serves.
 struct Served {
@@ -52,7 +63,6 @@ struct Served {
 /// port in use is told at once.
 struct Listeners {
     http: TcpListener,
-    ops: TcpListener,
     sandbox: Option<TcpListener>,
 }
 
@@ -60,31 +70,32 @@ struct Listeners {
 ///
 /// # Errors
 /// Whatever keeps it from starting, in one sentence.
-pub async fn run(mut args: Args) -> Result<(), Failure> {
-    telemetry::start(args.process.log_format, &args.process.log).map_err(Failure::Usage)?;
+pub async fn run(args: Args) -> Result<(), Failure> {
+    let process = &args.process;
+    let otlp = process.otlp_endpoint.as_ref();
+    let telemetry = telemetry::start(process.log_format, &process.log, args.role.as_str(), otlp)
+        .map_err(Failure::Usage)?;
+    let outcome = run_logged(args).await;
+    telemetry.stop().await;
+    outcome
+}
+
+async fn run_logged(mut args: Args) -> Result<(), Failure> {
     args.stores.check()?;
-    let traces = match &args.process.otlp_endpoint {
-        Some(endpoint) => {
-            Some(Traces::start(endpoint, args.role.as_str()).map_err(Failure::Usage)?)
-        }
-        None => None,
-    };
-    let listeners = listen(&args).await?;
+    let (listeners, ops) = listen(&args).await?;
     let embedded = Embedded::start(&mut args).await?;
     let outcome = tokio::select! {
-        outcome = serve(args, listeners, embedded.as_ref()) => outcome,
+        outcome = serve(args, listeners, ops, embedded.as_ref()) => outcome,
         () = second_signal() => Err(Failure::Failed("stopped at once, on a second signal".into())),
     };
     if let Some(embedded) = embedded {
         embedded.stop().await;
     }
-    if let Some(traces) = traces {
-        traces.stop().await;
-    }
     outcome
 }
 
-async fn listen(args: &Args) -> Result<Listeners, Failure> {
+/// The listeners of the API, and the one of operations.
+async fn listen(args: &Args) -> Result<(Listeners, TcpListener), Failure> {
     let sandbox_address = args.stripe_sandbox.stripe_sandbox_listen;
     let (flag, address) = if args.role == Role::StripeSandbox {
         ("--stripe-sandbox-listen", sandbox_address)
@@ -98,12 +109,13 @@ async fn listen(args: &Args) -> Result<Listeners, Failure> {
     } else {
         None
     };
-    Ok(Listeners { http, ops, sandbox })
+    Ok((Listeners { http, sandbox }, ops))
 }
 
 async fn serve(
     args: Args,
     listeners: Listeners,
+    ops: TcpListener,
     embedded: Option<&Embedded>,
 ) -> Result<(), Failure> {
     let tasks = Tasks::new();
@@ -112,14 +124,36 @@ async fn serve(
         connections_max: args.process.max_connections,
         ..Limits::default()
     };
-    let outcome = tokio::select! {
-        served = roles::build(args, &tasks, &listeners) => served,
+    let delay = match embedded {
+        Some(_) => Duration::ZERO,
+        None => SHUTDOWN_DELAY,
+    };
+    let metrics = Metrics::default();
+    tasks::register(&metrics);
+    telemetry::register(&metrics);
+    let readiness = Readiness::new(&metrics);
+    let ops_url = url_of(&ops)?;
+    let stop = Stop {
+        readiness: readiness.clone(),
+        leaving: CancellationToken::new(),
+        delay: args.process.shutdown_delay.unwrap_or(delay),
+        api: tasks.api(),
+        tasks: tasks.clone(),
+        ops: Tasks::new(),
+    };
+    // Probes are answered while the start still waits for its stores.
+    let router = ops::router(Ops::new(metrics.clone(), readiness.clone()));
+    let quiet = Metrics::default();
+    let ops_edge = Edge::new(router, None, &quiet, Arc::default());
+    spawn_listener("ops", ops, ops_edge, limits, &stop.ops)?;
+    let built = tokio::select! {
+        built = roles::build(args, &tasks, &listeners, metrics, readiness.clone()) => built,
         () = signal() => {
             tasks.stop(TASKS_STOP_MAX).await;
             return Ok(());
         }
     };
-    let mut served = match outcome {
+    let mut served = match built {
         Ok(served) => served,
         Err(failure) => {
             tasks.stop(TASKS_STOP_MAX).await;
@@ -127,66 +161,95 @@ async fn serve(
         }
     };
     let url = url_of(&listeners.http)?;
-    let ops_url = url_of(&listeners.ops)?;
-    let trust = match role {
-        Role::All | Role::Gateway => Some(Trust::Nobody),
-        Role::StripeSandbox => None,
-        Role::Users | Role::Performances | Role::Queue | Role::Reservations | Role::Payments => {
-            Some(Trust::Roles)
-        }
-    };
-    tasks_of_servers(&mut served, listeners, limits, trust, &tasks).await?;
+    let checks = std::mem::take(&mut served.build.checks);
+    readiness.follow(checks, &tasks).await;
+    let leaving = stop.leaving.clone();
+    tasks_of_servers(&mut served, listeners, limits, role, leaving, &stop.api)?;
     if let Some(embedded) = embedded {
         embedded
             .announce(&served.build, &url, &ops_url, &tasks)
             .await?;
     }
+    readiness.serving();
     tracing::info!(role = role.as_str(), %url, ops.url = %ops_url, "serving");
     signal().await;
-    tracing::info!("stopping: open requests are answered, then the rest ends");
-    let stopped = tasks.stop(TASKS_STOP_MAX + limits.drain).await;
+    stop.run(limits).await;
+    Ok(())
+}
 
-    if !stopped {
-        tracing::warn!("some background work did not end in time; it resumes at the next start");
+/// Whose traces the API of `role` goes on with.
+fn trust_of(role: Role) -> Option<Trust> {
+    match role {
+        Role::All | Role::Gateway => Some(Trust::Nobody),
+        Role::StripeSandbox => None,
+        Role::Users | Role::Performances | Role::Queue | Role::Reservations | Role::Payments => {
+            Some(Trust::Roles)
+        }
+    }
+}
+
+/// Starts the loops of the API's listeners on `api`.
+fn tasks_of_servers(
+    served: &mut Served,
+    listeners: Listeners,
+    limits: Limits,
+    role: Role,
+    leaving: CancellationToken,
+    api: &Tasks,
+) -> Result<(), Failure> {
+    let edge = Edge::new(
+        served.router.clone(),
+        served.fast.take(),
+        &served.build.metrics,
+        served.stats.clone(),
+    )
+    .traced(trust_of(role))
+    .leaving(leaving);
+    spawn_listener("http", listeners.http, edge, limits, api)?;
+    if let (Some(listener), Some(sandbox)) = (listeners.sandbox, served.build.sandbox.take()) {
+        let edge = Edge::new(sandbox, None, &Metrics::default(), Arc::default());
+        spawn_listener("stripe-sandbox", listener, edge, limits, api)?;
     }
     Ok(())
 }
 
-/// Starts the listeners' loops; they end with the tasks' stop.
-async fn tasks_of_servers(
-    served: &mut Served,
-    listeners: Listeners,
+/// Serves `listener` until the stop of `tasks`, again after a panic: the socket stays open
+/// meanwhile.
+fn spawn_listener<H: Handler>(
+    name: &'static str,
+    listener: TcpListener,
+    edge: Edge<H>,
     limits: Limits,
-    trust: Option<Trust>,
     tasks: &Tasks,
 ) -> Result<(), Failure> {
-    let metrics = served.build.metrics.clone();
-    let checks = std::mem::take(&mut served.build.checks);
-    let ops = ops::router(Ops::new(metrics.clone(), checks));
-    let quiet = crate::platform::metrics::Metrics::default();
-    let ops_edge = Edge::new(ops, None, &quiet, Arc::default());
-    tasks.spawn(
-        "ops",
-        edge::serve(listeners.ops, ops_edge, limits, tasks.token()),
-    );
-    let edge = Edge::new(
-        served.router.clone(),
-        served.fast.take(),
-        &metrics,
-        served.stats.clone(),
-    )
-    .traced(trust);
-    tasks.spawn(
-        "http",
-        edge::serve(listeners.http, edge, limits, tasks.token()),
-    );
-    if let (Some(listener), Some(sandbox)) = (listeners.sandbox, served.build.sandbox.take()) {
-        let edge = Edge::new(sandbox, None, &quiet, Arc::default());
-        tasks.spawn(
-            "stripe-sandbox",
-            edge::serve(listener, edge, limits, tasks.token()),
-        );
-    }
+    let socket = listener
+        .into_std()
+        .map_err(|e| Failure::Failed(format!("cannot serve {name}: {e}")))?;
+    let socket = Arc::new(Mutex::new(Some(socket)));
+    let token = tasks.token();
+    tasks.spawn(name, move || {
+        let (socket, edge, stop) = (socket.clone(), edge.clone(), token.clone());
+        async move {
+            let again = |socket: &Mutex<Option<std::net::TcpListener>>| {
+                let socket = socket.lock().unwrap_or_else(PoisonError::into_inner);
+                let clone = socket.as_ref().map(std::net::TcpListener::try_clone);
+                clone.map(|socket| socket.and_then(TcpListener::from_std))
+            };
+            match again(&socket) {
+                Some(Ok(listener)) => {
+                    let close = async {
+                        stop.cancelled().await;
+                        // The copy would keep the port open while connections drain.
+                        drop(socket.lock().unwrap_or_else(PoisonError::into_inner).take());
+                    };
+                    let served = edge::serve(listener, edge, limits, stop.clone());
+                    tokio::join!(served, close);
+                }
+                Some(Err(error)) => tracing::error!(%error, "cannot serve {name} again now"),
+                None => {}
+            }
+        }
+    });
     Ok(())
 }
 

@@ -19,8 +19,9 @@ use crate::{
         edge::{FastPath, stats::HttpStats},
         events::{Bus, KafkaConfig},
         failure::Failure,
+        metrics::Metrics,
         place::PlaceKeys,
-        redis::Redis,
+        readiness::{Readiness, Unready},
         tasks::Tasks,
     },
 };
@@ -30,8 +31,10 @@ pub(super) async fn build(
     args: Args,
     tasks: &Tasks,
     listeners: &Listeners,
+    metrics: Metrics,
+    readiness: Readiness,
 ) -> Result<Served, Failure> {
-    let mut build = Build::new(args, tasks.clone())?;
+    let mut build = Build::new(args, tasks.clone(), metrics, readiness)?;
     let verifier = verifier(&mut build)?;
     seed_demo(&build).await?;
     if let Some(listener) = &listeners.sandbox {
@@ -109,10 +112,10 @@ fn verifier(build: &mut Build) -> Result<Verifier, Failure> {
     build.checks.push((
         "access-token-keys",
         check(&verifier, |v| async move {
-            if v.has_keys() {
-                Ok(())
-            } else {
-                Err("not read from the users role yet".to_owned())
+            let cause = "not read from the users role yet";
+            match v.has_keys() {
+                true => Ok(()),
+                false => Err(Unready::Process(cause.to_owned())),
             }
         }),
     ));
@@ -189,9 +192,7 @@ async fn add_payments(build: &mut Build, verifier: &Verifier) -> Result<(), Fail
 }
 
 async fn add_reservations(build: &mut Build, verifier: &Verifier) -> Result<(), Failure> {
-    let redis = Redis::connect(build.args.stores.redis()?)
-        .await
-        .map_err(Failure::Failed)?;
+    let redis = build.redis().await?;
     let places = PlaceKeys::parse(build.args.secrets.places()?.expose())
         .map_err(|e| Failure::Usage(format!("--place-keys: {e}")))?;
     let tickets = reservations::TicketKey::from_hex(build.args.secrets.ticket()?.expose())
@@ -255,9 +256,7 @@ async fn add_sandbox(build: &mut Build, webhook: Option<String>) -> Result<(), F
 }
 
 async fn add_queue(build: &mut Build, verifier: &Verifier) -> Result<queue::State, Failure> {
-    let redis = Redis::connect(build.args.stores.redis()?)
-        .await
-        .map_err(Failure::Failed)?;
+    let redis = build.redis().await?;
     let keys = PlaceKeys::parse(build.args.secrets.places()?.expose())
         .map_err(|e| Failure::Usage(format!("--place-keys: {e}")))?;
     let state = queue::State::new(queue::Deps {
@@ -335,7 +334,14 @@ fn gateway(
         .map_err(|e| Failure::Usage(format!("--place-keys: {e}")))?;
     let config = build.args.gateway.clone();
     let document = openapi::document(descriptions());
-    let state = gateway::State::new(upstreams, verifier, places, stats, &document)?;
+    let state = gateway::State::new(
+        upstreams,
+        verifier,
+        places,
+        stats,
+        &document,
+        build.tasks.draining(),
+    )?;
     let router = gateway::router(state, &config).map_err(Failure::Usage)?;
     let cors = !config.cors_origins.is_empty();
     let fast = fast.map(|inner| Arc::new(Fast::new(inner, cors)) as Arc<dyn FastPath>);

@@ -17,6 +17,7 @@ mod events;
 mod external_services;
 mod journey;
 mod kafka_events;
+mod lifecycle;
 mod loadgen;
 mod payments;
 mod performances;

@@ -21,7 +21,11 @@ use std::{
     time::{Duration, Instant},
 };
 
-use axum::{body::Body, extract::ConnectInfo, response::Response};
+use axum::{
+    body::Body,
+    extract::ConnectInfo,
+    response::{IntoResponse, Response},
+};
 use futures_util::FutureExt;
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, StatusCode, Uri, header};
 use hyper::body::Incoming;
@@ -30,13 +34,16 @@ use prometheus_client::{
     metrics::{counter::Counter, family::Family, histogram::Histogram},
 };
 
+use tokio_util::sync::CancellationToken;
+use tracing::Instrument;
+
 use self::linger::Rest;
 pub use self::server::{Limits, bind, serve};
 use self::stats::{HttpStats, ROUTES, route_index};
 use super::{
     metrics::Metrics,
     problem::Problem,
-    traces::{Span, Trust},
+    telemetry::traces::{self, Trust},
 };
 
 /// The header that carries a request's id, in and out.
@@ -98,6 +105,7 @@ pub struct Edge<H> {
     handler: H,
     shared: Arc<Shared>,
     traced: Option<Trust>,
+    leaving: CancellationToken,
 }
 
 impl<H: Handler> Edge<H> {
@@ -149,7 +157,16 @@ impl<H: Handler> Edge<H> {
             handler,
             shared,
             traced: None,
+            leaving: CancellationToken::new(),
         }
+    }
+
+    /// From `leaving` on every HTTP/1.1 answer ends its connection, so that callers go elsewhere
+    /// before the listener closes.
+    #[must_use]
+    pub fn leaving(mut self, leaving: CancellationToken) -> Self {
+        self.leaving = leaving;
+        self
     }
 
     /// What takes the ordinary way is traced, where traces are on; `None`: it is not.
@@ -171,22 +188,17 @@ impl<H: Handler> Edge<H> {
         request.extensions_mut().insert(RequestId(id.clone()));
         let (method, path) = (request.method().clone(), request.uri().path().to_owned());
         let span = match self.traced {
-            Some(trust) => {
-                let id = id.to_str().unwrap_or_default();
-                Span::server(&request, id, trust)
-            }
-            None => Span::default(),
+            Some(trust) => traces::server(&request, id.to_str().unwrap_or_default(), trust),
+            None => tracing::Span::none(),
         };
         let answer = std::panic::AssertUnwindSafe(self.handler.handle(request)).catch_unwind();
-        let mut response = match tokio::time::timeout(ANSWER_MAX, span.run(answer)).await {
+        let answer = answer.instrument(span.clone());
+        let response = match tokio::time::timeout(ANSWER_MAX, answer).await {
             Ok(Ok(response)) => response,
-            Ok(Err(_)) => problem(&Problem::internal("a handler panicked"), &id),
-            Err(_) => problem(
-                &Problem::unavailable(format!("{path}: no answer in time")),
-                &id,
-            ),
+            Ok(Err(_)) => Problem::internal("a handler panicked").into_response(),
+            Err(_) => Problem::unavailable("no answer in time").into_response(),
         };
-        response = with_id(response, &id);
+        let (mut response, known) = with_id(response, &id);
         let headers = response.headers_mut();
         headers.insert(REQUEST_ID, id);
         headers
@@ -194,22 +206,22 @@ impl<H: Handler> Edge<H> {
             .or_insert(HeaderValue::from_static("no-store"));
         let status = response.status();
         self.shared.record(route, &method, status, begun);
-        span.answered(status, 500);
+        traces::answered(&span, status, 500);
+        span.in_scope(|| {
+            let cause = known.as_deref().and_then(Problem::cause);
+            let id = response.headers().get(REQUEST_ID);
+            log(&method, &path, status, begun, id, cause);
+        });
         drop(span);
-        log(&method, &path, status, begun, response.headers());
         rest.forget().await;
         response
     }
 }
 
-fn problem(problem: &Problem, id: &HeaderValue) -> Response {
-    problem.response(id.to_str().ok())
-}
-
 /// A problem is rendered again with the request's id in its body; anything else stays.
-fn with_id(mut response: Response, id: &HeaderValue) -> Response {
+fn with_id(mut response: Response, id: &HeaderValue) -> (Response, Option<Arc<Problem>>) {
     let Some(known) = response.extensions_mut().remove::<Arc<Problem>>() else {
-        return response;
+        return (response, None);
     };
     // Headers that layers within have added (CORS) stay.
     let mut fresh = known.response(id.to_str().ok());
@@ -218,19 +230,30 @@ fn with_id(mut response: Response, id: &HeaderValue) -> Response {
             fresh.headers_mut().append(name.clone(), value.clone());
         }
     }
-    fresh
+    (fresh, Some(known))
 }
 
-fn log(method: &Method, path: &str, status: StatusCode, begun: Instant, headers: &HeaderMap) {
-    let ms = begun.elapsed().as_secs_f64() * 1000.0;
-    let id = headers
-        .get(REQUEST_ID)
-        .and_then(|v| v.to_str().ok())
-        .unwrap_or("");
-    if status.is_server_error() {
-        tracing::warn!(http.method = %method, http.path = path, http.status = status.as_u16(), duration_ms = ms, request.id = id, "answered");
-    } else {
-        tracing::debug!(http.method = %method, http.path = path, http.status = status.as_u16(), duration_ms = ms, request.id = id, "answered");
+/// One line says what was answered, to which request, and, of a 5xx, why.
+fn log(
+    method: &Method,
+    path: &str,
+    status: StatusCode,
+    begun: Instant,
+    id: Option<&HeaderValue>,
+    error: Option<&str>,
+) {
+    let duration_ms = begun.elapsed().as_secs_f64() * 1000.0;
+    let id = id.and_then(|v| v.to_str().ok()).unwrap_or_default();
+    let status = status.as_u16();
+    macro_rules! line {
+        ($level:ident) => {
+            tracing::$level!(http.method = %method, http.path = path, http.status = status, duration_ms, error, request.id = id, "answered {status}")
+        };
+    }
+    match status {
+        ..500 => line!(debug),
+        500 => line!(error),
+        _ => line!(warn),
     }
 }
 
@@ -338,7 +361,7 @@ impl<H: Handler> Edge<H> {
         {
             let id = self.shared.request_id(request.headers());
             if response.status() != StatusCode::OK {
-                response = with_id(response, &id);
+                (response, _) = with_id(response, &id);
             }
             response.headers_mut().insert(REQUEST_ID, id);
             self.shared

@@ -133,7 +133,8 @@ impl Protocols {
             let this = self.clone();
             let service = service_fn(move |request: Request<Incoming>| {
                 let answer = edge.answer(request, peer);
-                match this.slots.available_permits() < this.crowded_below {
+                let crowded = this.slots.available_permits() < this.crowded_below;
+                match crowded || edge.leaving.is_cancelled() {
                     true => answer.and_close(),
                     false => answer,
                 }

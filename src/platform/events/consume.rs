@@ -5,9 +5,10 @@ use std::panic::AssertUnwindSafe;
 use std::time::Duration;
 
 use futures_util::FutureExt;
+use tracing::Instrument;
 
 use super::{Event, HandlerError, Subscription, dead};
-use crate::platform::traces::Span;
+use crate::platform::telemetry::traces;
 
 /// A message that is itself bad stays bad; a few tries tell it from an unlucky moment.
 const POISON_ATTEMPTS: u32 = 4;
@@ -63,25 +64,24 @@ pub(super) async fn attempt_all(
 }
 
 async fn attempt_once(subscription: &Subscription, event: &Event) -> Result<(), HandlerError> {
-    let span = Span::consumer(
+    let span = traces::consumer(
         subscription.consumer,
         &event.kind,
+        &event.id.to_string(),
         event.traceparent.as_deref(),
     );
-    let outcome = attempt_within(subscription, event, &span).await;
+    let outcome = attempt_within(subscription, event)
+        .instrument(span.clone())
+        .await;
     if let Err(error) = &outcome {
-        span.failed(error);
+        traces::failed(&span, error);
     }
     outcome
 }
 
-async fn attempt_within(
-    subscription: &Subscription,
-    event: &Event,
-    span: &Span,
-) -> Result<(), HandlerError> {
+async fn attempt_within(subscription: &Subscription, event: &Event) -> Result<(), HandlerError> {
     let run = AssertUnwindSafe(subscription.handler.handle(event)).catch_unwind();
-    match tokio::time::timeout(HANDLER_TIMEOUT, span.run(run)).await {
+    match tokio::time::timeout(HANDLER_TIMEOUT, run).await {
         Ok(Ok(result)) => result,
         Ok(Err(panic)) => Err(HandlerError::Poison(anyhow::anyhow!(
             "handler panicked: {}",

@@ -184,11 +184,14 @@ impl Bus {
         figures.keep_fresh(outboxes.clone(), houses, tasks);
         let stop = tasks.token();
         for group in &groups {
-            tasks.spawn("inbox-cleaner", keep_house(group[0].clone(), stop.clone()));
-            tasks.spawn(
-                "dead-letter-replay",
-                dead::serve_replays(group.clone(), stop.clone()),
-            );
+            let (first, token) = (group[0].clone(), stop.clone());
+            tasks.spawn("inbox-cleaner", move || {
+                keep_house(first.clone(), token.clone())
+            });
+            let (group, token) = (group.clone(), stop.clone());
+            tasks.spawn("dead-letter-replay", move || {
+                dead::serve_replays(group.clone(), token.clone())
+            });
         }
         let delivery = match self {
             Self::Local => relay::Delivery::Local(Arc::new(local::Dispatcher::new(subscriptions))),
@@ -196,21 +199,29 @@ impl Bus {
                 let publisher = Arc::new(kafka::Publisher::new(config.clone())?);
                 for group in groups {
                     let (config, publisher) = (config.clone(), publisher.clone());
-                    let run = kafka::consume(config, group, publisher, figures.lag(), stop.clone());
-                    tasks.spawn("kafka-consumer", run);
+                    let (lag, stop) = (figures.lag(), stop.clone());
+                    tasks.spawn("kafka-consumer", move || {
+                        let (group, lag) = (group.clone(), lag.clone());
+                        kafka::consume(config.clone(), group, publisher.clone(), lag, stop.clone())
+                    });
                 }
-                let look = kafka::look(publisher.clone(), figures.brokers(), stop.clone());
-                tasks.spawn("kafka-health", look);
-                let sources = outboxes.iter().map(|outbox| outbox.source).collect();
-                tasks.spawn("kafka-topics", make_topics(config, sources, stop.clone()));
+                let (asked, brokers, token) = (publisher.clone(), figures.brokers(), stop.clone());
+                tasks.spawn("kafka-health", move || {
+                    kafka::look(asked.clone(), brokers.clone(), token.clone())
+                });
+                let sources: Vec<_> = outboxes.iter().map(|outbox| outbox.source).collect();
+                let token = stop.clone();
+                tasks.spawn_once("kafka-topics", move || {
+                    make_topics(config.clone(), sources.clone(), token.clone())
+                });
                 relay::Delivery::Kafka(publisher)
             }
         };
         for outbox in outboxes {
-            tasks.spawn(
-                "outbox-relay",
-                relay::run(outbox, delivery.clone(), stop.clone()),
-            );
+            let (delivery, stop) = (delivery.clone(), stop.clone());
+            tasks.spawn("outbox-relay", move || {
+                relay::run(outbox.clone(), delivery.clone(), stop.clone())
+            });
         }
         Ok(figures)
     }

@@ -11,7 +11,7 @@ use tokio::sync::Notify;
 use uuid::Uuid;
 
 use super::Event;
-use crate::platform::traces;
+use crate::platform::telemetry::traces;
 
 /// Copy into a migration of every producing schema.
 pub const DDL: &str = "\

@@ -13,13 +13,14 @@ use sqlx::PgConnection;
 use sqlx::postgres::PgListener;
 use tokio::task::{JoinError, JoinSet};
 use tokio::time::{Instant, MissedTickBehavior};
-use tokio_util::sync::CancellationToken;
+use tokio_util::{sync::CancellationToken, task::AbortOnDropHandle};
 use uuid::Uuid;
 
 use super::kafka::Publisher;
 use super::local::Dispatcher;
 use super::outbox::{self, Pending, SHARDS};
 use super::{Event, Outbox};
+use crate::platform::tasks;
 
 /// The net under lost wake-ups, and how soon a standby notices that a relay died.
 const POLL: Duration = Duration::from_secs(1);
@@ -63,7 +64,12 @@ impl Delivery {
 
 /// Runs until told to stop, through any loss of the database.
 pub(super) async fn run(outbox: Outbox, delivery: Delivery, stop: CancellationToken) {
-    let listening = tokio::spawn(listen(outbox.clone(), stop.clone()));
+    let (heard, token) = (outbox.clone(), stop.clone());
+    let listening = AbortOnDropHandle::new(tokio::spawn(tasks::supervise(
+        "outbox-listener",
+        stop.clone(),
+        move || listen(heard.clone(), token.clone()),
+    )));
     let mut quiet = false;
     while !stop.is_cancelled() {
         match Session::open(&outbox, &delivery).await {
@@ -84,7 +90,7 @@ pub(super) async fn run(outbox: Outbox, delivery: Delivery, stop: CancellationTo
             () = tokio::time::sleep(POLL) => {}
         }
     }
-    listening.abort();
+    drop(listening);
 }
 
 /// Wake-ups from other instances. Losing them costs the slow poll's second, so errors only wait.

@@ -8,10 +8,10 @@ use axum::{
     response::{IntoResponse, Response},
     routing::{get, post},
 };
-use http::{HeaderName, HeaderValue, header};
+use http::{HeaderName, HeaderValue, StatusCode, header};
 
 use super::{State, alarms, early, overview, role_of, web};
-use crate::platform::problem::Problem;
+use crate::platform::{event_stream, problem::Problem, upstream::UpstreamError};
 
 pub(super) fn router(state: State) -> Router {
     Router::new()
@@ -71,7 +71,12 @@ async fn pass_on(Axum(state): Axum<State>, mut request: Request) -> Response {
         forwarded_for(&mut request);
     }
     match upstream.call(request).await {
-        Ok(response) => response,
+        Ok(response) => event_stream::until(response, &state.draining),
+        Err(error @ UpstreamError::Body { .. }) => {
+            tracing::debug!(%error, "a request was not passed on");
+            let detail = "The request body broke off, or is larger than this path takes.";
+            Problem::new(StatusCode::BAD_REQUEST, "BODY_UNREADABLE", detail).into_response()
+        }
         Err(error) => Problem::unavailable(error).into_response(),
     }
 }

@@ -17,6 +17,7 @@ mod web;
 use std::{sync::Arc, time::Instant};
 
 use axum::{Router, extract::FromRef};
+use tokio_util::sync::CancellationToken;
 use tower_http::cors::{AllowOrigin, CorsLayer, ExposeHeaders};
 
 use crate::platform::{
@@ -81,16 +82,19 @@ pub struct State {
     stats: Arc<HttpStats>,
     started: Instant,
     openapi: Arc<str>,
+    draining: CancellationToken,
 }
 
 impl State {
-    /// A gateway before `upstreams`; `openapi` is the document it serves.
+    /// A gateway before `upstreams`; `openapi` is the document it serves. Event streams end with
+    /// `draining`.
     pub fn new(
         upstreams: Upstreams,
         verifier: Verifier,
         places: Option<PlaceKeys>,
         stats: Arc<HttpStats>,
         openapi: &utoipa::openapi::OpenApi,
+        draining: CancellationToken,
     ) -> Result<Self, String> {
         let openapi = openapi
             .to_json()
@@ -102,6 +106,7 @@ impl State {
             stats,
             started: Instant::now(),
             openapi: openapi.into(),
+            draining,
         })
     }
 }

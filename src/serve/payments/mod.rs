@@ -174,18 +174,18 @@ impl Payments {
 
 /// Starts what runs in the background.
 pub fn tasks(payments: &Payments, tasks: &Tasks) {
-    tasks.spawn(
-        "payments.worker",
-        worker::run(payments.clone(), tasks.token()),
+    let (state, stop) = (payments.clone(), tasks.token());
+    tasks.spawn("payments.worker", move || {
+        worker::run(state.clone(), stop.clone())
+    });
+    let (stripe, pool, stop) = (
+        payments.stripe.clone(),
+        payments.pool.clone(),
+        tasks.token(),
     );
-    tasks.spawn(
-        "payments.stripe-shares",
-        stripe::shares::run(
-            payments.stripe.clone(),
-            payments.pool.clone(),
-            tasks.token(),
-        ),
-    );
+    tasks.spawn("payments.stripe-shares", move || {
+        stripe::shares::run(stripe.clone(), pool.clone(), stop.clone())
+    });
     let stripe = payments.stripe.clone();
     tasks.every("payments.stripe-health", STRIPE_LOOK_EVERY, move || {
         let stripe = stripe.clone();

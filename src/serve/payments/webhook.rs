@@ -8,14 +8,12 @@ use std::time::Duration;
 use chrono::{DateTime, Utc};
 use serde_json::Value;
 use sqlx::PgPool;
+use tracing::Instrument;
 
 use super::store::{self, Payment};
 use super::stripe::StripeFailure;
 use super::{Error, Payments};
-use crate::platform::{
-    events::NewEvent,
-    traces::{self, Span},
-};
+use crate::platform::{events::NewEvent, telemetry::traces};
 use serde_json::json;
 
 /// An event whose object Stripe itself does not know is given up after so many tries.
@@ -176,8 +174,9 @@ pub(super) async fn purge(pool: &PgPool) -> sqlx::Result<u64> {
 
 impl Payments {
     pub(super) async fn process_webhook(&self, kept: Kept) -> sqlx::Result<()> {
-        let span = Span::consumer("payments", &kept.kind, kept.traceparent.as_deref());
-        let outcome = match span.run(self.act_on(&kept)).await {
+        let trace = kept.traceparent.as_deref();
+        let span = traces::consumer("payments", &kept.kind, &kept.id, trace);
+        let outcome = match self.act_on(&kept).instrument(span.clone()).await {
             Ok(outcome) => outcome,
             Err(Error::Stripe(StripeFailure::Refused { status, code, .. }))
                 if kept.tries >= REFUSED_TRIES_MAX =>
@@ -187,7 +186,7 @@ impl Payments {
             }
             Err(error) => {
                 let wait = Duration::from_secs(1 << kept.tries.clamp(0, 6)).min(AGAIN_MAX);
-                span.failed(&format_args!("{error:?}"));
+                traces::failed(&span, &format_args!("{error:?}"));
                 tracing::warn!(webhook.id = kept.id, error = ?error, "webhook waits");
                 sqlx::query(
                     "update webhook_events set next_try_at = now() + make_interval(secs => $2)

@@ -16,6 +16,7 @@ use super::refunds::{self, Refund};
 use super::store::{self, Payment};
 use super::webhook::{self, Kept};
 use super::{Error, Payments};
+use crate::platform::tasks;
 
 /// The net under lost wake-ups; also how late a due look may be.
 const POLL: Duration = Duration::from_secs(1);
@@ -179,7 +180,8 @@ impl Lane {
                     let payments = payments.clone();
                     running.spawn(async move {
                         let _place = place;
-                        payments.work_leased(one).await;
+                        // A job that panics has been logged; its lease lets it come again.
+                        let _ = tasks::job("payments.worker", payments.work_leased(one)).await;
                     });
                 }
             }

@@ -55,6 +55,7 @@ use crate::platform::{
     events::Watch,
     metrics::Metrics,
     place::PlaceKeys,
+    readiness::Unready,
     redis::Redis,
     upstream::Upstream,
 };
@@ -164,7 +165,7 @@ impl FromRef<State> for InternalSecret {
 ///
 /// # Errors
 /// What is away.
-pub async fn ready(state: &State) -> Result<(), String> {
+pub async fn ready(state: &State) -> Result<(), Unready> {
     sqlx::query("select 1")
         .execute(&state.deps().pool)
         .await

@@ -4,6 +4,7 @@
 use std::sync::{Arc, atomic::Ordering::Relaxed};
 
 use super::{State, epochs, error::Error, live::Live, scripts::Batch};
+use crate::platform::tasks;
 
 /// How often the progress of a queue is noted.
 const NOTE_EVERY_MS: i64 = 1_000;
@@ -27,7 +28,8 @@ impl State {
         tokio::spawn(async move {
             loop {
                 live.noting.round();
-                if let Err(error) = state.note(&live).await {
+                let noted = tasks::job("queue.notes", state.note(&live)).await;
+                if let Ok(Err(error)) = noted {
                     tracing::warn!(performance.id = %live.id, %error, "notes wait for the next round");
                 }
                 if !live.noting.more() {

@@ -14,7 +14,10 @@ use super::{
     scripts::{BATCH_MAX, Batch, CheckIn, Code, End, Outcome, ScriptError, Seen},
     snapshot::Snapshot,
 };
-use crate::platform::place::{Place, PlaceState, Turn};
+use crate::platform::{
+    place::{Place, PlaceState, Turn},
+    tasks,
+};
 
 /// A loss, a ceiling or an epoch that just changed: asking again settles it.
 pub(super) const TRIES: u32 = 4;
@@ -47,7 +50,9 @@ impl State {
 
     async fn enter_loop(&self, live: &Arc<Live>) {
         while let Some((users, senders)) = live.entering.take(BATCH_MAX) {
-            let answers = self.enter_batch(live, &users).await;
+            let answered = tasks::job("queue.enter", self.enter_batch(live, &users)).await;
+            // Those of a batch that panics are told to come again.
+            let answers = answered.unwrap_or_default();
             for (sender, answer) in senders.into_iter().zip(answers) {
                 // Who hung up has a place all the same: entering again gives it.
                 let _ = sender.send(answer);

@@ -13,7 +13,10 @@ use super::{
     scripts::{BATCH_MAX, Batch, Code, May, Return, ScriptError},
     snapshot::Snapshot,
 };
-use crate::platform::place::{Place, PlaceState, Turn};
+use crate::platform::{
+    place::{Place, PlaceState, Turn},
+    tasks,
+};
 
 impl State {
     pub(super) async fn put_back(&self, live: &Arc<Live>, place: Place) -> Result<Response, Error> {
@@ -50,7 +53,9 @@ impl State {
 
     async fn return_loop(&self, live: &Arc<Live>) {
         while let Some((places, senders)) = live.returning.take(BATCH_MAX) {
-            let answers = self.return_batch(live, &places).await;
+            let answered = tasks::job("queue.returns", self.return_batch(live, &places)).await;
+            // Those of a batch that panics are told to come again.
+            let answers = answered.unwrap_or_default();
             for (sender, answer) in senders.into_iter().zip(answers) {
                 // Who hung up is back all the same: asking again shows it.
                 let _ = sender.send(answer);

@@ -15,6 +15,7 @@ use http::{HeaderValue, header};
 use tokio::sync::watch;
 
 use super::{live::Live, snapshot::Snapshot};
+use crate::platform::event_stream;
 
 /// A stream hears something at least this often, so that proxies keep it open.
 const HEARTBEAT_MS: u64 = 15_000;
@@ -72,12 +73,17 @@ fn frames(
     first: Bytes,
     receiver: watch::Receiver<Option<Bytes>>,
 ) -> impl Stream<Item = Result<Bytes, Infallible>> {
-    stream::unfold((Some(first), receiver), async |(first, mut receiver)| {
+    let begin = (Some(first), Some(receiver));
+    stream::unfold(begin, async |(first, receiver)| {
+        let mut receiver = receiver?;
         if let Some(first) = first {
-            return Some((Ok(first), (None, receiver)));
+            return Some((Ok(first), (None, Some(receiver))));
         }
         receiver.changed().await.ok()?;
-        let next = receiver.borrow_and_update().clone()?;
-        Some((Ok(next), (None, receiver)))
+        let next = receiver.borrow_and_update().clone();
+        match next {
+            Some(next) => Some((Ok(next), (None, Some(receiver)))),
+            None => Some((Ok(event_stream::farewell()), (None, None))),
+        }
     })
 }

@@ -12,7 +12,7 @@ use super::{
     live::{Live, now_ms},
     settings, wake,
 };
-use crate::platform::tasks::Tasks;
+use crate::platform::tasks::{self, Tasks};
 
 /// The age of a snapshot at most, while it is asked for.
 const PULSE: Duration = Duration::from_millis(250);
@@ -50,11 +50,14 @@ pub fn tasks(state: &State, tasks: &Tasks) {
         async move { state.adopt().await }
     });
     wake::start(state, tasks);
-    let (ending, token) = (state.clone(), tasks.token());
-    tasks.spawn("queue.streams", async move {
-        token.cancelled().await;
-        for live in ending.lives() {
-            live.events.send_replace(None);
+    let (ending, draining) = (state.clone(), tasks.draining());
+    tasks.spawn_once("queue.streams", move || {
+        let (ending, draining) = (ending.clone(), draining.clone());
+        async move {
+            draining.cancelled().await;
+            for live in ending.lives() {
+                live.events.send_replace(None);
+            }
         }
     });
 }
@@ -90,7 +93,8 @@ impl State {
             loop {
                 live.ticking.round();
                 live.ticked_ms.store(now_ms(), Relaxed);
-                if let Err(error) = state.tick_once(&live).await {
+                let ticked = tasks::job("queue.tick", state.tick_once(&live)).await;
+                if let Ok(Err(error)) = ticked {
                     tracing::warn!(performance.id = %live.id, %error, "the snapshot stays as it is");
                 }
                 state.note_soon(&live);

@@ -3,134 +3,47 @@
 //! A bell only: it may be lost, doubled or rung for everybody, and the sweep of
 //! every second does without it.
 
-use std::{collections::HashMap, time::Duration};
+use std::sync::{Arc, PoisonError};
 
-use futures_util::StreamExt;
-use redis::aio::ConnectionLike;
-use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
 use super::State;
-use crate::platform::{redis::Redis, tasks::Tasks};
-
-/// How often the primaries are looked up again, after a topology change too.
-const PRIMARIES_EVERY: Duration = Duration::from_secs(5);
-/// A subscription that broke is tried again after this.
-const RETRY: Duration = Duration::from_secs(1);
-/// Events of expired keys, by key event.
-const WANTED: &str = "Ex";
+use crate::platform::{
+    keyspace_listener::{self, Listener},
+    readiness::Unready,
+    redis::Redis,
+    tasks::Tasks,
+};
 
 /// Subscribes on every primary, as long as the process runs.
 pub(super) fn start(state: &State, tasks: &Tasks) {
     let (state, stop) = (state.clone(), tasks.token());
-    tasks.spawn("queue.wake", async move {
-        let mut open: HashMap<String, CancellationToken> = HashMap::new();
-        loop {
-            match state.deps().redis.clone().primaries().await {
-                Ok(urls) => {
-                    open.retain(|url, token| {
-                        urls.contains(url) || {
-                            token.cancel();
-                            false
-                        }
-                    });
-                    for url in urls {
-                        let token = open.entry(url.clone()).or_insert_with(|| {
-                            let token = stop.child_token();
-                            tokio::spawn(listen(state.clone(), url, token.clone()));
-                            token
-                        });
-                        debug_assert!(!token.is_cancelled() || stop.is_cancelled());
-                    }
-                }
-                Err(error) => {
-                    tracing::warn!(%error, "cannot ask which Redis servers are primaries")
-                }
-            }
-            tokio::select! {
-                () = stop.cancelled() => return,
-                () = tokio::time::sleep(PRIMARIES_EVERY) => {}
-            }
-        }
+    tasks.spawn("queue.wake", move || {
+        let redis = state.deps().redis.clone();
+        keyspace_listener::run("queue.wake", redis, Arc::new(state.clone()), stop.clone())
     });
 }
 
-async fn listen(state: State, url: String, stop: CancellationToken) {
-    loop {
-        tokio::select! {
-            () = stop.cancelled() => return,
-            heard = hear(&state, &url) => {
-                if let Err(error) = heard {
-                    tracing::debug!(%error, "no keyspace notifications for now; the sweep goes on");
-                }
-            }
-        }
-        tokio::select! {
-            () = stop.cancelled() => return,
-            () = tokio::time::sleep(RETRY) => {}
-        }
-    }
-}
-
-async fn hear(state: &State, url: &str) -> Result<(), redis::RedisError> {
-    let client = redis::Client::open(url)?;
-    let mut plain = client.get_multiplexed_async_connection().await?;
-    let note = switch_on(&mut plain).await;
-    if let Some(note) = &note {
-        tracing::warn!("{note}");
-    }
-    *state
-        .0
-        .notifications
-        .lock()
-        .expect("nothing panics while it holds this lock") = note;
-    let mut subscription = client.get_async_pubsub().await?;
-    let db = plain.get_db();
-    subscription
-        .subscribe(format!("__keyevent@{db}__:expired"))
-        .await?;
-    let prefix = format!("{}:{{", state.deps().prefix);
-    let mut messages = subscription.into_on_message();
-    // What expired while nobody listened.
-    for live in state.lives() {
-        state.tick_soon(&live);
-    }
-    while let Some(message) = messages.next().await {
-        let key = message.get_payload_bytes();
+impl Listener for State {
+    fn expired(&self, key: &[u8]) {
+        let prefix = format!("{}:{{", self.deps().prefix);
         if let Some(performance) = bell_of(&prefix, key)
-            && let Some(live) = state.known(performance)
+            && let Some(live) = self.known(performance)
         {
-            state.tick_soon(&live);
+            self.tick_soon(&live);
         }
     }
-    Ok(())
-}
 
-/// Adds what is wanted to what the server notifies of; what it says where it may not.
-async fn switch_on(connection: &mut impl ConnectionLike) -> Option<String> {
-    let get: Result<Vec<String>, _> = redis::cmd("CONFIG")
-        .arg("GET")
-        .arg("notify-keyspace-events")
-        .query_async(connection)
-        .await;
-    let has = get.ok().and_then(|pair| pair.into_iter().nth(1));
-    let enough = |flags: &str| flags.contains('E') && (flags.contains('x') || flags.contains('A'));
-    if has.as_deref().is_some_and(enough) {
-        return None;
+    fn subscribed(&self) {
+        for live in self.lives() {
+            self.tick_soon(&live);
+        }
     }
-    let flags = format!("{}{WANTED}", has.unwrap_or_default());
-    let set: Result<(), _> = redis::cmd("CONFIG")
-        .arg("SET")
-        .arg("notify-keyspace-events")
-        .arg(flags)
-        .query_async(connection)
-        .await;
-    set.err().map(|error| {
-        format!(
-            "Redis does not let this server switch keyspace notifications on ({error}); slots come free by the sweep, \
-             within a second or two. Set notify-keyspace-events to include \"{WANTED}\" there."
-        )
-    })
+
+    fn silent(&self, why: Option<String>) {
+        let notifications = &self.0.notifications;
+        *notifications.lock().unwrap_or_else(PoisonError::into_inner) = why;
+    }
 }
 
 fn bell_of(prefix: &str, key: &[u8]) -> Option<Uuid> {
@@ -141,7 +54,7 @@ fn bell_of(prefix: &str, key: &[u8]) -> Option<Uuid> {
 }
 
 /// Whether `redis` answers and keeps what it is given.
-pub(super) async fn usable(redis: &mut Redis) -> Result<(), String> {
+pub(super) async fn usable(redis: &mut Redis) -> Result<(), Unready> {
     let info: redis::Value = redis::cmd("PING")
         .query_async(redis)
         .await
@@ -153,9 +66,9 @@ pub(super) async fn usable(redis: &mut Redis) -> Result<(), String> {
         .query_async(redis)
         .await;
     match policy.ok().and_then(|pair| pair.into_iter().nth(1)) {
-        Some(policy) if policy != "noeviction" => Err(format!(
+        Some(policy) if policy != "noeviction" => Err(Unready::Process(format!(
             "Redis may evict keys (maxmemory-policy is {policy}); set it to noeviction"
-        )),
+        ))),
         _ => Ok(()),
     }
 }

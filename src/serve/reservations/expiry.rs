@@ -2,7 +2,7 @@
 //! every second makes up for bells that were lost. Whoever hears it asks
 //! Postgres, which has the clock that counts, so any number may.
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
 use futures_util::StreamExt;
 use redis::AsyncCommands;
@@ -15,16 +15,15 @@ use super::{
     settle::SettleError,
     steps::{Cause, StepError},
 };
-use crate::platform::tasks::Tasks;
+use crate::platform::{
+    keyspace_listener::{self, Listener},
+    tasks::{self, Tasks},
+};
 
 /// Orders closed in one sweep; the next one comes within a second.
 const SWEEP_MAX: i64 = 500;
 /// Orders closed at the same time.
 const CONCURRENT: usize = 8;
-/// After a lost subscription.
-const AGAIN: Duration = Duration::from_secs(1);
-/// How often the servers to subscribe to are looked up again.
-const TOPOLOGY: Duration = Duration::from_secs(10);
 /// Redis and Postgres may be this far apart before the sweep finds a hold in
 /// Redis that should be gone.
 const LATE_MS: i64 = 200;
@@ -110,72 +109,26 @@ impl Reservations {
                 }
             }
         });
-        let (this, token) = (self.clone(), tasks.token());
-        tasks.spawn("hold-bells", async move {
-            tokio::select! {
-                () = token.cancelled() => {}
-                () = this.listen() => {}
-            }
+        let (this, stop) = (self.clone(), tasks.token());
+        tasks.spawn("hold-bells", move || {
+            let redis = this.redis.clone();
+            keyspace_listener::run("hold-bells", redis, Arc::new(this.clone()), stop.clone())
         });
     }
+}
 
-    /// Subscribes on every primary, and again when the set of them changes.
-    async fn listen(&self) {
-        let mut bells: Vec<(String, tokio_util::task::AbortOnDropHandle<()>)> = Vec::new();
-        loop {
-            let mut redis = self.redis.clone();
-            match redis.primaries().await {
-                Ok(servers) => {
-                    bells.retain(|(s, bell)| servers.contains(s) && !bell.is_finished());
-                    for server in servers {
-                        if !bells.iter().any(|(s, _)| *s == server) {
-                            let bell = tokio::spawn(self.clone().ring(server.clone()));
-                            bells.push((server, tokio_util::task::AbortOnDropHandle::new(bell)));
-                        }
-                    }
-                }
-                Err(error) => tracing::debug!(%error, "cannot list the Redis primaries"),
-            }
-            tokio::time::sleep(TOPOLOGY).await;
-        }
-    }
-
-    /// Hears one server until its connection is lost, and then again.
-    async fn ring(self, server: String) {
-        loop {
-            if let Err(error) = self.hear(&server).await {
-                tracing::debug!(%error, "hold bells are silent; the sweep goes on");
-            }
-            tokio::time::sleep(AGAIN).await;
-        }
-    }
-
-    async fn hear(&self, server: &str) -> Result<(), redis::RedisError> {
-        let client = redis::Client::open(server)?;
-        let mut plain = client.get_multiplexed_async_connection().await?;
-        // Where it may not be set, whoever runs Redis has to: see the README.
-        let _: Result<(), _> = redis::cmd("CONFIG")
-            .arg("SET")
-            .arg("notify-keyspace-events")
-            .arg("Ex")
-            .query_async(&mut plain)
-            .await;
-        drop(plain);
-        let mut bells = client.get_async_pubsub().await?;
-        bells.psubscribe("__keyevent@*__:expired").await?;
-        let mut rung = bells.into_on_message();
-        while let Some(bell) = rung.next().await {
-            let key: String = bell.get_payload().unwrap_or_default();
-            if let Some((performance, order)) = Keys::parse_wake(&self.prefix, &key) {
-                let this = self.clone();
-                tokio::spawn(async move {
-                    // Many may ring at once; the pool sets the pace.
-                    let _turn = this.lapsing.acquire().await;
-                    log(order, this.lapse(performance, order).await);
-                });
-            }
-        }
-        Ok(())
+impl Listener for Reservations {
+    fn expired(&self, key: &[u8]) {
+        let key = String::from_utf8_lossy(key);
+        let Some((performance, order)) = Keys::parse_wake(&self.prefix, &key) else {
+            return;
+        };
+        let this = self.clone();
+        tokio::spawn(tasks::job("hold-bells", async move {
+            // Many may ring at once; the pool sets the pace.
+            let _turn = this.lapsing.acquire().await;
+            log(order, this.lapse(performance, order).await);
+        }));
     }
 }
 

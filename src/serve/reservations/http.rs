@@ -8,6 +8,7 @@ use http::{HeaderMap, StatusCode, request::Parts};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use sqlx::Row as _;
+use tracing::Instrument;
 use utoipa::ToSchema;
 use utoipa_axum::{router::OpenApiRouter, routes};
 use uuid::Uuid;
@@ -26,7 +27,6 @@ use crate::platform::{
     idempotency,
     place::{Place, PlaceKeys},
     problem::{Problem, ProblemBody},
-    traces,
 };
 
 /// The role's paths, with its state.
@@ -214,7 +214,7 @@ async fn cancel(
     let this = state.clone();
     // In a task of its own: a client that hangs up must not stop it half way.
     let work = async move { this.cancel_order(id, caller.user_id).await };
-    let done = tokio::spawn(traces::carried(work));
+    let done = tokio::spawn(work.in_current_span());
     done.await.map_err(Problem::internal)??;
     let order = state.order_of(id, caller.user_id).await?;
     Ok(Json(OrderView::from(&order)))

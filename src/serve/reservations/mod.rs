@@ -271,7 +271,7 @@ impl Reservations {
     }
 
     /// Repairs what was asked for, a second later, each performance once.
-    async fn repair_asked(self, mut asked: mpsc::Receiver<Uuid>) {
+    async fn repair_asked(&self, asked: &mut mpsc::Receiver<Uuid>) {
         while let Some(first) = asked.recv().await {
             tokio::time::sleep(REPAIR_SOON).await;
             let mut due = HashSet::from([first]);
@@ -287,12 +287,14 @@ impl Reservations {
     async fn repair_all(&self) {
         use redis::AsyncCommands;
         let mut redis = self.redis.clone();
-        let live: Result<Vec<String>, _> = redis.smembers(self.live_key()).await;
-        for performance in live
-            .unwrap_or_default()
-            .iter()
-            .filter_map(|p| p.parse().ok())
-        {
+        let live: Vec<String> = match redis.smembers(self.live_key()).await {
+            Ok(live) => live,
+            Err(error) => {
+                tracing::warn!(%error, "the repair of all seats comes again");
+                return;
+            }
+        };
+        for performance in live.iter().filter_map(|p| p.parse().ok()) {
             self.repair_logged(performance).await;
         }
     }
@@ -308,10 +310,15 @@ pub fn tasks(state: &Reservations, tasks: &Tasks) {
         .take();
     if let Some(asked) = asked {
         let (this, token) = (state.clone(), tasks.token());
-        tasks.spawn("seat-repairs", async move {
-            tokio::select! {
-                () = token.cancelled() => {}
-                () = this.repair_asked(asked) => {}
+        let asked = Arc::new(tokio::sync::Mutex::new(asked));
+        tasks.spawn("seat-repairs", move || {
+            let (this, token, asked) = (this.clone(), token.clone(), asked.clone());
+            async move {
+                let mut asked = asked.lock().await;
+                tokio::select! {
+                    () = token.cancelled() => {}
+                    () = this.repair_asked(&mut asked) => {}
+                }
             }
         });
     }

@@ -169,7 +169,7 @@ pub async fn apply(
     failpoint!("orders.step_after_commit");
     signal.wake();
     if step != Step::Same {
-        tracing::info!(order.id = %row.id, order.was = ?row.status(), step = ?step, "order step");
+        tracing::debug!(order.id = %row.id, order.was = ?row.status(), step = ?step, "order step");
     }
     Ok(Applied { before: row, step })
 }

@@ -14,7 +14,10 @@ use tokio::sync::{Semaphore, mpsc, oneshot};
 use uuid::Uuid;
 
 use super::store::NewOrder;
-use crate::{failpoint, platform::idempotency::Claim};
+use crate::{
+    failpoint,
+    platform::{idempotency::Claim, tasks},
+};
 
 /// Orders in one transaction: at 4 seats each some 1,000 rows, a few milliseconds.
 const BATCH_MAX: usize = 256;
@@ -82,7 +85,8 @@ async fn run(pool: PgPool, mut waiting: mpsc::Receiver<Job>) {
         }
         let pool = pool.clone();
         tokio::spawn(async move {
-            write_all(&pool, jobs).await;
+            // Callers of a batch that panics are told that it is not known what was written.
+            let _ = tasks::job("orders.writer", write_all(&pool, jobs)).await;
             drop(permit);
         });
     }

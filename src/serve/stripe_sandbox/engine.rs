@@ -12,6 +12,8 @@ use serde_json::Value;
 use sqlx::PgPool;
 use tokio::sync::{Notify, mpsc, oneshot};
 
+use crate::platform::tasks;
+
 use super::error::ApiError;
 use super::execute::{self, Command, Context, Target};
 use super::faults::{self, Dice, Faults};
@@ -83,7 +85,9 @@ impl Engine {
         tokio::spawn(async move {
             let mut batch = Vec::with_capacity(BATCH_MAX);
             while queue.recv_many(&mut batch, BATCH_MAX).await > 0 {
-                around.run(std::mem::take(&mut batch)).await;
+                let jobs = std::mem::take(&mut batch);
+                // Those of a batch that panics are answered by an error.
+                let _ = tasks::job("stripe-sandbox-engine", around.run(jobs)).await;
             }
         });
         Self { jobs }

@@ -307,14 +307,14 @@ pub fn router(state: State) -> axum::Router {
 
 /// Webhooks, what follows by itself, and throwing old things away.
 pub fn tasks(state: &State, tasks: &Tasks) {
-    tasks.spawn(
-        "stripe-sandbox-webhooks",
-        state.0.courier.clone().run(tasks.token()),
-    );
-    tasks.spawn(
-        "stripe-sandbox-follow-ups",
-        follow_ups::run(state.clone(), tasks.token()),
-    );
+    let (courier, stop) = (state.0.courier.clone(), tasks.token());
+    tasks.spawn("stripe-sandbox-webhooks", move || {
+        courier.clone().run(stop.clone())
+    });
+    let (this, stop) = (state.clone(), tasks.token());
+    tasks.spawn("stripe-sandbox-follow-ups", move || {
+        follow_ups::run(this.clone(), stop.clone())
+    });
     let pool = state.pool().clone();
     tasks.every(
         "stripe-sandbox-pruning",

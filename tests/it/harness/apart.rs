@@ -184,6 +184,8 @@ fn environment(
         ("TICKETPING_QUEUE_URL", url(2)),
         ("TICKETPING_RESERVATIONS_URL", url(3)),
         ("TICKETPING_PAYMENTS_URL", url(4)),
+        // There is no balancer that would have to notice.
+        ("TICKETPING_SHUTDOWN_DELAY", "0s".into()),
         ("TICKETPING_OPS_LISTEN", "127.0.0.1:0".into()),
         (
             "TICKETPING_STRIPE_SANDBOX_LISTEN",

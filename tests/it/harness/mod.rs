@@ -11,6 +11,7 @@ pub mod apart;
 pub mod client;
 pub mod kafka;
 pub mod process;
+pub mod proxy;
 pub mod readme;
 pub mod reaper;
 pub mod server;

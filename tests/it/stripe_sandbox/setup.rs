@@ -77,10 +77,12 @@ impl Sandbox {
         let url = format!("http://{}", listener.local_addr().unwrap());
         let router = stripe_sandbox::router(state);
         let edge = Edge::new(router, None, &Metrics::default(), Arc::default());
-        tasks.spawn(
-            "http",
-            edge::serve(listener, edge, Limits::default(), tasks.token()),
-        );
+        let served = edge::serve(listener, edge, Limits::default(), tasks.token());
+        let mut served = Some(served);
+        tasks.spawn("http", move || {
+            let served = served.take().expect("it never panics");
+            async move { served.await }
+        });
         Self {
             url,
             pool,

@@ -21,13 +21,14 @@ use stripe_client_core::{
     CustomizedStripeRequest, IdempotencyKey, RequestBuilder, RequestStrategy, StripeClient,
     StripeClientErr, StripeMethod, StripeRequest, VERSION,
 };
+use tracing::Instrument;
 
 pub use self::budget::{Budget, Class, Limits, StripeRate};
 pub use self::calls::{Intent, NewIntent, PaymentMethods, RefundState, StripeRefund};
 use self::seen::Seen;
 use crate::platform::{
     secret::Secret,
-    traces::Span,
+    telemetry::traces,
     upstream::{HttpsClient, https_client},
 };
 
@@ -405,9 +406,10 @@ impl<'a> Call<'a> {
         let begun = Instant::now();
         // The ids in the path would make a name of its own for each call; Stripe gets no `traceparent`.
         let name = format!("{} Stripe", request.method());
-        let span = Span::client(name, &stripe.inner.base, request.uri().path());
+        let span = traces::client(&name, &stripe.inner.base, request.uri().path());
         let time = ATTEMPT_MAX.min(self.until.saturating_duration_since(begun));
-        let answer = match stripe.exchange(request, time).await {
+        let exchange = stripe.exchange(request, time).instrument(span.clone());
+        let answer = match exchange.await {
             Ok((status, _, body)) if status.is_success() => Ok(body),
             Ok((status, headers, body)) => {
                 let failed = failure(status, &Hints::read(&headers), &body);
@@ -422,7 +424,7 @@ impl<'a> Call<'a> {
             Err(why) => Err(Failed::NoAnswer { why, again: true }),
         };
         if let Err(failed) = &answer {
-            span.failed(&format_args!("{failed:?}"));
+            traces::failed(&span, &format_args!("{failed:?}"));
         }
         if !matches!(answer, Err(Failed::NoAnswer { .. } | Failed::Later { .. })) {
             budget.passed(&endpoint);

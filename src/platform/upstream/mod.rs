@@ -1,12 +1,15 @@
 //! How one role asks another: a plain call inside one process, HTTP between two.
 
+mod addresses;
+mod remote;
+
 use std::{
     sync::{Arc, OnceLock},
     time::Duration,
 };
 
 use axum::{Router, body::Body, response::Response};
-use http::{HeaderValue, Method, Request, StatusCode, Uri, header};
+use http::{HeaderValue, Method, Request, StatusCode, header};
 use http_body_util::BodyExt;
 use hyper_rustls::{HttpsConnector, HttpsConnectorBuilder};
 use hyper_util::{
@@ -16,10 +19,10 @@ use hyper_util::{
 use serde::{Serialize, de::DeserializeOwned};
 use tower::ServiceExt;
 
-use super::{auth::InternalSecret, traces::Span};
+pub use self::remote::UpstreamMetrics;
+use self::remote::{Failed, Remote};
+use super::auth::InternalSecret;
 
-/// An answer between roles takes at most this long; then it is 503.
-const CALL_MAX: Duration = Duration::from_secs(10);
 /// No internal answer is larger: a catalogue of 100,000 seats is near 16 MB.
 const BODY_MAX: usize = 64 << 20;
 
@@ -79,17 +82,20 @@ enum Target {
     Remote(Arc<Remote>),
 }
 
-struct Remote {
-    base: String,
-    client: HttpClient,
-}
-
 /// Why another role gave no answer that can be used.
 #[derive(Debug, thiserror::Error)]
 pub enum UpstreamError {
     /// It could not be reached in time.
     #[error("cannot reach {path}: {cause}")]
     Unreachable {
+        /// The path that was asked.
+        path: String,
+        /// What went wrong.
+        cause: String,
+    },
+    /// The body of the request to pass on could not be read.
+    #[error("the body of the request to {path} broke off: {cause}")]
+    Body {
         /// The path that was asked.
         path: String,
         /// What went wrong.
@@ -111,7 +117,7 @@ impl UpstreamError {
     /// The status answered, where there was an answer.
     pub fn status(&self) -> Option<StatusCode> {
         match self {
-            Self::Unreachable { .. } => None,
+            Self::Unreachable { .. } | Self::Body { .. } => None,
             Self::Status { status, .. } => Some(*status),
         }
     }
@@ -126,11 +132,6 @@ impl UpstreamError {
     }
 }
 
-fn unanswered(span: &Span, error: UpstreamError) -> UpstreamError {
-    span.failed(&error);
-    error
-}
-
 impl Upstream {
     /// A role of this process; `slot` is filled when all are put together.
     pub fn local(slot: Arc<OnceLock<Router>>, secret: InternalSecret) -> Self {
@@ -140,11 +141,16 @@ impl Upstream {
         }
     }
 
-    /// A role at `base`, such as `http://10.0.0.7:8080`.
-    pub fn remote(base: &str, client: HttpClient, secret: InternalSecret) -> Self {
-        let base = base.trim_end_matches('/').into();
+    /// `role` in other processes, at `urls` such as `http://10.0.0.7:8080`; each host name may
+    /// stand for several addresses.
+    pub fn remote(
+        role: &'static str,
+        urls: &[url::Url],
+        metrics: UpstreamMetrics,
+        secret: InternalSecret,
+    ) -> Self {
         Self {
-            target: Target::Remote(Arc::new(Remote { base, client })),
+            target: Target::Remote(Arc::new(Remote::new(role, urls, metrics))),
             secret,
         }
     }
@@ -158,43 +164,23 @@ impl Upstream {
     ///
     /// # Errors
     /// When there is no answer in time.
-    pub async fn call(&self, mut request: Request<Body>) -> Result<Response, UpstreamError> {
+    pub async fn call(&self, request: Request<Body>) -> Result<Response, UpstreamError> {
         let path = request.uri().path().to_owned();
-        let fail = |cause: String| UpstreamError::Unreachable {
-            path: path.clone(),
-            cause,
-        };
         match &self.target {
             Target::Local(slot) => {
-                let router = slot
-                    .get()
-                    .ok_or_else(|| fail("still starting".into()))?
-                    .clone();
-                match router.oneshot(request).await {
+                let Some(router) = slot.get() else {
+                    let cause = "still starting".to_owned();
+                    return Err(UpstreamError::Unreachable { path, cause });
+                };
+                match router.clone().oneshot(request).await {
                     Ok(response) => Ok(response),
                     Err(never) => match never {},
                 }
             }
-            Target::Remote(remote) => {
-                let Remote { base, client } = &**remote;
-                let tail = request.uri().path_and_query().map_or("/", |p| p.as_str());
-                let uri = format!("{base}{tail}")
-                    .parse::<Uri>()
-                    .map_err(|e| fail(e.to_string()))?;
-                *request.uri_mut() = uri;
-                request.headers_mut().remove(header::HOST);
-                request.headers_mut().remove(header::CONNECTION);
-                *request.version_mut() = http::Version::HTTP_11;
-                let span = Span::client(request.method().to_string(), base, &path);
-                span.inject(request.headers_mut());
-                let answer = match tokio::time::timeout(CALL_MAX, client.request(request)).await {
-                    Ok(Ok(answer)) => answer,
-                    Ok(Err(error)) => return Err(unanswered(&span, fail(chain(&error)))),
-                    Err(_) => return Err(unanswered(&span, fail("no answer in time".into()))),
-                };
-                span.answered(answer.status(), 400);
-                Ok(answer.map(Body::new))
-            }
+            Target::Remote(remote) => remote.call(request).await.map_err(|failed| match failed {
+                Failed::Body(cause) => UpstreamError::Body { path, cause },
+                Failed::Unreachable(cause) => UpstreamError::Unreachable { path, cause },
+            }),
         }
     }
 
