@@ -1,7 +1,7 @@
 // Prints docker-compose.yml as the compose client reads it (its own loader: merged,
 // interpolated, checked), as JSON. For machines without a container engine.
 //
-//	compose-config DIRECTORY ENV-FILE
+//	compose-config DIRECTORY ENV-FILE [PROFILE...]
 package main
 
 import (
@@ -13,18 +13,19 @@ import (
 )
 
 func main() {
-	if err := run(os.Args[1], os.Args[2]); err != nil {
+	if err := run(os.Args[1], os.Args[2], os.Args[3:]); err != nil {
 		fmt.Fprintln(os.Stderr, "compose-config:", err)
 		os.Exit(1)
 	}
 }
 
-func run(directory, envFile string) error {
+func run(directory, envFile string, profiles []string) error {
 	options, err := cli.NewProjectOptions(nil,
 		cli.WithWorkingDirectory(directory),
 		cli.WithEnvFiles(envFile),
 		cli.WithDotEnv,
 		cli.WithDefaultConfigPath,
+		cli.WithProfiles(profiles),
 	)
 	if err != nil {
 		return err

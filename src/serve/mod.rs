@@ -171,7 +171,7 @@ async fn serve(
             .await?;
     }
     readiness.serving();
-    tracing::info!(role = role.as_str(), %url, ops.url = %ops_url, "serving");
+    tracing::info!(%url, ops.url = %ops_url, "serving");
     signal().await;
     stop.run(limits).await;
     Ok(())

@@ -22,11 +22,12 @@ fn root() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR"))
 }
 
-/// The file as the compose client reads it, with the demo secrets.
-fn compose() -> Value {
+/// The file as the compose client reads it with these profiles, and with the demo secrets.
+fn compose(profiles: &[&str]) -> Value {
     let output = Command::new(harness::fetched("compose-config-fetch"))
         .arg(root())
         .arg(root().join(".env.example"))
+        .args(profiles)
         .output()
         .unwrap();
     let failure = String::from_utf8_lossy(&output.stderr);
@@ -256,7 +257,7 @@ fn files_below(dir: &str) -> Vec<PathBuf> {
 
 #[tokio::test]
 async fn the_roles_of_the_compose_file_sell_a_ticket() {
-    let compose = compose();
+    let compose = compose(&["demo"]);
     let dir = harness::data_dir();
     let mut addresses = Addresses(BTreeMap::new());
     let stores = stores(&compose, &mut addresses, &dir).await;
@@ -300,7 +301,14 @@ async fn the_roles_of_the_compose_file_sell_a_ticket() {
 
 #[test]
 fn every_role_is_started_scraped_and_given_its_secrets_without_default() {
-    let compose = compose();
+    let production = compose(&[]);
+    for demo in ["seed", "stripe-sandbox"] {
+        assert!(
+            production["services"].get(demo).is_none(),
+            "{demo} is for the demo only"
+        );
+    }
+    let compose = compose(&["demo"]);
     let services = compose["services"].as_object().unwrap();
     let prometheus = fs::read_to_string(root().join("deploy/prometheus/prometheus.yml")).unwrap();
     let help = Command::new(env!("CARGO_BIN_EXE_ticketping"))
@@ -320,7 +328,26 @@ fn every_role_is_started_scraped_and_given_its_secrets_without_default() {
     for role in roles {
         let service = services.get(role).unwrap_or_else(|| panic!("no {role}"));
         assert_eq!(words(&service["command"]), ["serve", role]);
-        assert!(prometheus.contains(&format!("- {role}:9090")), "{role}");
+        assert!(prometheus.contains(&format!("- {role}\n")), "{role}");
+        // A port of the host would be there for one instance only.
+        let ports = service["ports"].as_array().map_or(0, Vec::len);
+        assert_eq!(ports > 0, role == "stripe-sandbox", "{role} scales");
+        assert!(
+            service["ulimits"]["nofile"]["soft"].as_u64() > Some(100_000),
+            "{role}"
+        );
+    }
+    let proxies = &services["users"]["environment"]["TICKETPING_TRUSTED_PROXIES"];
+    let subnet = &compose["networks"]["default"]["ipam"]["config"][0]["subnet"];
+    assert!(
+        proxies.is_string() && proxies == subnet,
+        "{proxies} {subnet}"
+    );
+    for (name, service) in services {
+        assert!(
+            service["logging"]["options"]["max-size"].is_string(),
+            "{name}"
+        );
     }
 
     // Without the environment the file is refused, by a sentence that says the way out.

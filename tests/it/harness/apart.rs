@@ -35,7 +35,23 @@ impl Stores {
 pub struct Role {
     pub name: &'static str,
     listen: Option<String>,
+    further: bool,
     pub process: Option<Process>,
+}
+
+impl Role {
+    /// The address that it listens on.
+    pub fn address(&self) -> Option<&str> {
+        self.listen.as_deref()
+    }
+
+    /// The first instance logs under the role's name, further ones under their ports too.
+    fn log_name(&self) -> String {
+        match (&self.listen, self.further) {
+            (Some(listen), true) => format!("{}-{}", self.name, listen.replace(':', "-")),
+            _ => self.name.to_owned(),
+        }
+    }
 }
 
 /// The roles' processes and where to reach the sale.
@@ -57,6 +73,14 @@ const ROLES: [&str; 6] = [
     "payments",
     "gateway",
 ];
+/// Where the first of them are told to the others.
+const URLS: [&str; 5] = [
+    "TICKETPING_USERS_URL",
+    "TICKETPING_PERFORMANCES_URL",
+    "TICKETPING_QUEUE_URL",
+    "TICKETPING_RESERVATIONS_URL",
+    "TICKETPING_PAYMENTS_URL",
+];
 const SANDBOX: &str = "stripe-sandbox";
 
 impl Apart {
@@ -67,19 +91,43 @@ impl Apart {
 
     /// The same on stores of the caller's, with more in their environment.
     pub async fn start_on(dir: &Path, stores: &Stores, more: &[(&'static str, String)]) -> Self {
+        Self::start_many(dir, stores, more, 1).await
+    }
+
+    /// The same with so many instances of every role, each of which knows all of the others'.
+    /// [`Apart::api`] is the first gateway.
+    pub async fn start_many(
+        dir: &Path,
+        stores: &Stores,
+        more: &[(&'static str, String)],
+        instances: usize,
+    ) -> Self {
         let ports: Vec<u16> = (0..=ROLES.len()).map(|_| harness::free_port()).collect();
+        let others: Vec<Vec<u16>> = (1..instances)
+            .map(|_| ROLES.iter().map(|_| harness::free_port()).collect())
+            .collect();
         let stripe_key = format!("sk_test_{}", random(16));
         let mut envs = environment(dir, stores, &ports, &stripe_key);
+        for (i, name) in URLS.iter().enumerate() {
+            let all = std::iter::once(&ports).chain(&others);
+            let urls = all.map(|ports| format!("http://127.0.0.1:{}", ports[i]));
+            envs.push((name, urls.collect::<Vec<_>>().join(",")));
+        }
         envs.extend(more.iter().cloned());
         let url = |i: usize| format!("http://127.0.0.1:{}", ports[i]);
         let listen = |i: usize| Some(format!("127.0.0.1:{}", ports[i]));
         let named = ROLES.iter().enumerate().map(|(i, name)| (*name, listen(i)));
+        let more = others.iter().flat_map(|ports| ROLES.into_iter().zip(ports));
+        let more = more.map(|(name, port)| (name, Some(format!("127.0.0.1:{port}"))));
         let mut this = Self {
             roles: std::iter::once((SANDBOX, None))
                 .chain(named)
-                .map(|(name, listen)| Role {
+                .chain(more)
+                .enumerate()
+                .map(|(at, (name, listen))| Role {
                     name,
                     listen,
+                    further: at > ROLES.len(),
                     process: None,
                 })
                 .collect(),
@@ -103,13 +151,23 @@ impl Apart {
         if let Some(listen) = &role.listen {
             args.extend(["--listen", listen]);
         }
-        let log = self.dir.join(format!("{}.log", role.name));
+        let log = self.dir.join(format!("{}.log", role.log_name()));
         role.process = Some(Process::start(&args, &self.envs, &log));
+    }
+
+    /// Waits until the role has said so many times that it serves.
+    pub async fn served(&self, at: usize, times: usize) {
+        let log = self.dir.join(format!("{}.log", self.roles[at].log_name()));
+        harness::eventually("it serves", async || {
+            let text = std::fs::read_to_string(&log).unwrap_or_default();
+            text.matches(" serving url=").count() >= times
+        })
+        .await;
     }
 
     async fn wait_until_ready(&self) {
         let log = |role: &Role| {
-            std::fs::read_to_string(self.dir.join(format!("{}.log", role.name))).unwrap()
+            std::fs::read_to_string(self.dir.join(format!("{}.log", role.log_name()))).unwrap()
         };
         let begun = std::time::Instant::now();
         loop {

@@ -1,8 +1,14 @@
 //! A process starts, serves and stops in good order, whatever its stores and its rows do.
 
+mod keyspace;
+mod logs;
+mod migrate;
+mod pgbouncer;
+mod rolling;
 mod start;
 mod stop;
 mod store;
+mod upstream;
 
 use std::time::Duration;
 

@@ -5,7 +5,7 @@ use crate::harness::{
     proxy::Proxy,
 };
 
-fn environment(database: &str, dir: &std::path::Path) -> Vec<(&'static str, String)> {
+pub(super) fn environment(database: &str, dir: &std::path::Path) -> Vec<(&'static str, String)> {
     let key = dir.with_extension("pem");
     let (_, pem) = ticketping::platform::auth::Signer::generate().unwrap();
     std::fs::write(&key, pem).unwrap();

@@ -8,7 +8,7 @@ async fn a_store_that_is_away_makes_no_process_unready() {
     let database = harness::fresh_database().await;
     let proxy = Proxy::to_url(&database).await;
     let url = proxy.url(&database);
-    let args = ["--database-url", &*url];
+    let args = ["--database-url", &*url, "--log-format", "json"];
     let mut server = Server::start(harness::data_dir(), &args, &[]).await;
     let seeds = ["--performances", "1", "--schedules", "1", "--seats", "100"];
     let more = ["--users", "2", "--max-working", "1"];
@@ -50,13 +50,7 @@ async fn a_store_that_is_away_makes_no_process_unready() {
         );
         tokio::time::sleep(Duration::from_millis(50)).await;
     }
-    let login = json!({"email": "ada@example.com", "password": "correct horse battery"});
-    server
-        .sale
-        .api
-        .post("/api/v1/auth/login", &[], login)
-        .await
-        .problem(503, "UNAVAILABLE");
+    super::logs::a_failure_stands_in_one_line(&server).await;
     proxy.mend();
     server
         .ops

@@ -9,7 +9,7 @@ mod failover;
 mod loss;
 mod model;
 mod phases;
-mod redis_server;
+pub mod redis_server;
 mod replay;
 mod replay_state;
 mod rulebook;
