@@ -9,8 +9,27 @@ use super::{
     Events, Health, Http, Notice, Overview, OverviewSlice, Payments, PerformanceSlice, QueueRow,
     QueueSlice, RoleHealth, SeatSlice, Server, Store,
 };
+use crate::platform::tasks;
 
 impl OverviewSlice {
+    /// The same, with the background tasks of this process that fail again and again.
+    #[must_use]
+    pub fn with_failing_tasks(mut self) -> Self {
+        let failing = tasks::troubles();
+        let failing = failing.iter().filter(|(_, trouble)| trouble.is_degraded());
+        self.alarms.extend(failing.map(|(name, trouble)| Notice {
+            code: "TASK_FAILS".to_owned(),
+            performance_id: None,
+            message: format!(
+                "background task {name} fails again and again: {}",
+                trouble.cause
+            ),
+            look_at: "/readyz of the role, and its log".to_owned(),
+            critical: true,
+        }));
+        self
+    }
+
     /// An empty slice of a role, to be filled.
     pub fn of(role: impl Into<String>) -> Self {
         Self {

@@ -42,7 +42,7 @@ pub(crate) async fn get(
         }
     });
     let mut slices = futures_util::future::join_all(asked).await;
-    let mut own = OverviewSlice::of("gateway");
+    let mut own = OverviewSlice::of("gateway").with_failing_tasks();
     own.http = Some(state.stats.snapshot());
     slices.push(own);
     let server = Server {

@@ -77,7 +77,7 @@ pub(super) async fn overview(
     _: Internal,
 ) -> Result<Json<OverviewSlice>, Problem> {
     let started = Instant::now();
-    let mut slice = OverviewSlice::of("payments");
+    let mut slice = OverviewSlice::of("payments").with_failing_tasks();
     let open: Open = sqlx::query_as(
         "select count(*) filter (where state in ('REQUIRES_PAYMENT', 'FAILED', 'PROCESSING')) as open,
                 count(*) filter (where state = 'CREATING') as unknown,

@@ -99,7 +99,7 @@ impl State {
     pub async fn overview(&self, detail: Option<Uuid>) -> OverviewSlice {
         let mut slice = OverviewSlice {
             role: super::SCHEMA.into(),
-            ..OverviewSlice::default()
+            ..OverviewSlice::default().with_failing_tasks()
         };
         // From the last tick of each: a thousand queues cost Redis nothing.
         for live in self.lives() {

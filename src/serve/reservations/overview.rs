@@ -25,7 +25,7 @@ pub(super) async fn overview(
     let started = Instant::now();
     let mut slice = OverviewSlice {
         seats: state.seat_slices().await?,
-        ..OverviewSlice::of("reservations")
+        ..OverviewSlice::of("reservations").with_failing_tasks()
     };
     slice.stores.push(store("postgres", Ok(()), started));
     if let Some(performance) = query.detail {

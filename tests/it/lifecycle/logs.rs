@@ -27,7 +27,10 @@ async fn a_log_that_nobody_reads_holds_up_nothing() {
     for i in 0..1_000 {
         let path = format!("/api/v1/orders/{long}{i}");
         let asked = tokio::time::timeout(Duration::from_secs(10), api.get(&path, &[]));
-        asked.await.expect("an answer").problem(401, "UNAUTHORIZED");
+        asked
+            .await
+            .expect("an answer")
+            .problem(401, "UNAUTHENTICATED");
     }
     harness::send(server.id().unwrap(), Signal::SIGTERM);
     let ended = tokio::time::timeout(Duration::from_secs(20), server.wait()).await;
