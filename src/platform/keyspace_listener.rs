@@ -124,11 +124,9 @@ async fn subscribe(url: &str, listener: &dyn Listener) -> Result<(), redis::Redi
 
 /// The flags of a server that has `has` once it notifies of what we need; `None`: it does.
 fn with_needed(has: &str) -> Option<String> {
-    let has_all = has.contains('A');
-    let missing: String = NEEDED
-        .into_iter()
-        .filter(|flag| !has.contains(*flag) && !(has_all && *flag != 'E'))
-        .collect();
+    // A stands for every class of events, and for neither K nor E.
+    let has_flag = |flag: char| has.contains(flag) || (flag != 'E' && has.contains('A'));
+    let missing: String = NEEDED.into_iter().filter(|flag| !has_flag(*flag)).collect();
     (!missing.is_empty()).then(|| format!("{has}{missing}"))
 }
 
