@@ -81,7 +81,7 @@ impl Sandbox {
         let mut served = Some(served);
         tasks.spawn("http", move || {
             let served = served.take().expect("it never panics");
-            async move { served.await }
+            served
         });
         Self {
             url,
