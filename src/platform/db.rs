@@ -1,6 +1,16 @@
 //! PostgreSQL: one pool a role, each seeing only its own schema.
+//!
+//! What can stand still has a bound, on both sides. The server ends a transaction that an absent
+//! client holds open ([`SERVER_BOUNDS`]), and this side gives up connections that went silent. A
+//! prepared statement that no longer fits a changed table (SQLSTATE 0A000) fails on its
+//! connection for ever: [`observe`] has the connections forget their statements, and the work is
+//! repeated, as after a lost connection ([`Failed`]).
 
-use std::{str::FromStr, sync::LazyLock, time::Duration};
+use std::{
+    str::FromStr,
+    sync::{LazyLock, Mutex, PoisonError},
+    time::{Duration, Instant},
+};
 
 use sqlx::{
     Connection, PgConnection, PgPool, Row, SqlSafeStr,
@@ -9,12 +19,172 @@ use sqlx::{
 };
 
 /// How long a request waits for a connection before it is told 503.
-const ACQUIRE_MAX: Duration = Duration::from_secs(3);
+/// It is long enough to wait through a restart of the database, and to connect anew when every
+/// pool does so at once on a busy machine: an attempt that is given up has cost as much as one
+/// that succeeds.
+const ACQUIRE_MAX: Duration = Duration::from_secs(6);
 /// A migration waits this long for a lock: whoever wants the table meanwhile waits behind it.
 const LOCK_MAX_MS: u32 = 2_000;
 /// How long the look at the sessions may take.
 const SESSIONS_MAX: Duration = Duration::from_secs(5);
 const SESSION_LOOKS: usize = 5;
+/// A connection that was idle for so long is asked before it is given out: a partition or a
+/// restart of the database leaves it dead without a word.
+const IDLE_TRUSTED: Duration = Duration::from_secs(5);
+/// After a connection broke, others are asked too, for this long.
+const SUSPICIOUS: Duration = Duration::from_secs(15);
+/// Connections that are given back so soon after a table changed may have been in use meanwhile.
+const CHANGING: Duration = Duration::from_secs(10);
+/// A live database answers at once.
+const PING_MAX: Duration = Duration::from_secs(1);
+/// A connection given back in the middle of a query gets this long to end it.
+const CLEAN_UP_MAX: Duration = Duration::from_secs(3);
+
+/// What the server bounds for each of our sessions.
+///
+/// A process that is frozen or cut off in the middle of a transaction holds row locks. The server
+/// ends its session after `idle_in_transaction_session_timeout`; no transaction of ours waits for
+/// anything but the database. Others wait for such a lock at most `lock_timeout`, which is longer,
+/// and repeat. The keepalives end sessions whose client is gone without a word.
+const SERVER_BOUNDS: [(&str, &str); 7] = [
+    ("statement_timeout", "30s"),
+    ("idle_in_transaction_session_timeout", "5s"),
+    ("lock_timeout", "8s"),
+    ("tcp_keepalives_idle", "5"),
+    ("tcp_keepalives_interval", "2"),
+    ("tcp_keepalives_count", "3"),
+    ("tcp_user_timeout", "10000"),
+];
+
+/// What went wrong with a query, as far as repeating it goes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Failed {
+    /// The transaction was rolled back for a reason that has nothing to do with it: a changed
+    /// table, a deadlock, a lock held too long. Repeating it is always right.
+    RolledBack,
+    /// The connection was lost, so a commit under way may have happened.
+    Disconnected,
+    /// The database is away or busy; it was waited for already.
+    Away,
+    /// A bug, or bad data.
+    Other,
+}
+
+/// Sorts a failure; see [`Failed`].
+#[must_use]
+pub fn failed(error: &sqlx::Error) -> Failed {
+    match error {
+        sqlx::Error::Io(_) | sqlx::Error::Protocol(_) | sqlx::Error::WorkerCrashed => {
+            Failed::Disconnected
+        }
+        sqlx::Error::PoolTimedOut | sqlx::Error::PoolClosed | sqlx::Error::Tls(_) => Failed::Away,
+        sqlx::Error::Database(cause) => match cause.code().as_deref() {
+            Some(CHANGED | "40001" | "40P01" | "55P03" | "25P02" | "25P03") => Failed::RolledBack,
+            Some("57P01" | "57P02") => Failed::Disconnected,
+            Some(code) if code.starts_with("08") => Failed::Disconnected,
+            // 25006: this server has become a replica.
+            Some(code) if code.starts_with("57") || code.starts_with("53") || code == "25006" => {
+                Failed::Away
+            }
+            _ => Failed::Other,
+        },
+        // After a column's type was changed: read anew, it fits or it is a bug.
+        _ => Failed::Other,
+    }
+}
+
+/// SQLSTATE of "cached plan must not change result type".
+const CHANGED: &str = "0A000";
+
+/// What this process has learned about connections, of all its pools: errors arise where the
+/// pool is not known.
+struct Learned {
+    /// Statements prepared before this may not fit their tables any more.
+    changed_at: Option<Instant>,
+    /// A connection broke then; its neighbours may be dead as well.
+    broke_at: Option<Instant>,
+}
+
+static LEARNED: Mutex<Learned> = Mutex::new(Learned {
+    changed_at: None,
+    broke_at: None,
+});
+
+/// Learns from a failed query what it says about connections. Every conversion of an
+/// `sqlx::Error` calls it, and every task that only logs one.
+pub fn observe(error: &sqlx::Error) {
+    match failed(error) {
+        Failed::Disconnected => suspect_connections(),
+        Failed::RolledBack => {
+            let changed = error
+                .as_database_error()
+                .is_some_and(|cause| cause.code().as_deref() == Some(CHANGED));
+            if changed {
+                tracing::warn!(%error, "a table was changed under a prepared statement; preparing anew and repeating");
+                learned(|learned| learned.changed_at = Some(Instant::now()));
+            }
+        }
+        Failed::Away | Failed::Other => {}
+    }
+}
+
+/// Some call did not come back: for a while connections are asked before they are used.
+pub fn suspect_connections() {
+    learned(|learned| learned.broke_at = Some(Instant::now()));
+}
+
+fn learned<T>(with: impl FnOnce(&mut Learned) -> T) -> T {
+    with(&mut LEARNED.lock().unwrap_or_else(PoisonError::into_inner))
+}
+
+/// How long ago a table was found to have changed.
+fn changed_ago() -> Option<Duration> {
+    learned(|learned| learned.changed_at).map(|at| at.elapsed())
+}
+
+/// Forgets the statements of a connection: the next use of each prepares it anew. That is cheap;
+/// sixty new connections at once are not.
+async fn forget_statements(conn: &mut PgConnection) -> sqlx::Result<()> {
+    match tokio::time::timeout(CLEAN_UP_MAX, conn.clear_cached_statements()).await {
+        Ok(result) => result,
+        Err(_) => Err(sqlx::Error::Io(std::io::ErrorKind::TimedOut.into())),
+    }
+}
+
+fn is_suspicious(age: Duration) -> bool {
+    let broke_at = learned(|learned| learned.broke_at);
+    broke_at.is_some_and(|at| at.elapsed() <= age && at.elapsed() < SUSPICIOUS)
+}
+
+/// Bounds a call of the database on this side: through a connection that swallows what it is
+/// given, no answer and no error ever comes.
+///
+/// # Errors
+/// What `call` fails with, or that it did not end within `time`.
+pub async fn within<T>(
+    time: Duration,
+    call: impl Future<Output = sqlx::Result<T>>,
+) -> sqlx::Result<T> {
+    let call = std::pin::pin!(call);
+    match tokio::time::timeout(time, call).await {
+        Ok(result) => result,
+        Err(_) => {
+            // Before the call is dropped, which gives its connection back.
+            suspect_connections();
+            Err(sqlx::Error::Io(std::io::Error::new(
+                std::io::ErrorKind::TimedOut,
+                format!("the database did not answer within {} ms", time.as_millis()),
+            )))
+        }
+    }
+}
+
+async fn ping(conn: &mut PgConnection, within: Duration) -> sqlx::Result<()> {
+    match tokio::time::timeout(within, conn.ping()).await {
+        Ok(result) => result,
+        Err(_) => Err(sqlx::Error::Io(std::io::ErrorKind::TimedOut.into())),
+    }
+}
 
 /// Whether `url` can be one of a PostgreSQL database; nothing is connected.
 ///
@@ -99,6 +269,8 @@ pub fn migrator(migrations: &[(&'static str, &'static str)]) -> Migrator {
     let mut migrator = Migrator::with_migrations(migrations.collect());
     // A newer version of us has been here, and may be again: a roll-back finds its schema.
     migrator.set_ignore_missing(true);
+    // Its lock would belong to a session, which a frozen process keeps: see `migrate`.
+    migrator.set_locking(false);
     migrator
 }
 
@@ -117,7 +289,8 @@ fn options(url: &str, name: &str) -> Result<PgConnectOptions, String> {
 
 /// What each connection of the role that owns `schema` is told first.
 fn settings(schema: &str) -> String {
-    format!("set search_path to {schema}; set statement_timeout to '30s'")
+    let bounds = SERVER_BOUNDS.map(|(name, value)| format!("; set {name} to '{value}'"));
+    format!("set search_path to {schema}{}", bounds.concat())
 }
 
 /// Connects the role that owns `schema`, with at most `max` connections.
@@ -135,6 +308,30 @@ pub fn pool(url: &str, schema: &'static str, max: u32) -> Result<PgPool, String>
             Box::pin(async move {
                 let settings = sqlx::AssertSqlSafe(settings(schema));
                 sqlx::raw_sql(settings).execute(conn).await.map(drop)
+            })
+        })
+        .before_acquire(|conn, meta| {
+            Box::pin(async move {
+                // Idle since before the change: what it prepared then may not fit.
+                if changed_ago().is_some_and(|ago| meta.idle_for >= ago) {
+                    forget_statements(conn).await?;
+                } else if meta.idle_for > IDLE_TRUSTED || is_suspicious(meta.age) {
+                    ping(conn, PING_MAX).await?;
+                }
+                Ok(true)
+            })
+        })
+        .after_release(|conn, meta| {
+            Box::pin(async move {
+                // In use while the table changed, perhaps.
+                if changed_ago().is_some_and(|ago| ago < CHANGING) {
+                    forget_statements(conn).await?;
+                }
+                // sqlx asks it next, without a bound, and holds its place in the pool meanwhile.
+                if is_suspicious(meta.age) {
+                    ping(conn, CLEAN_UP_MAX).await?;
+                }
+                Ok(true)
             })
         })
         .connect_lazy_with(options))
@@ -186,6 +383,16 @@ async fn session_of(conn: &mut PgConnection) -> sqlx::Result<i32> {
     row.try_get(0)
 }
 
+/// A pool of one connection beside `pool`'s, with its settings, called `name` at the server: for
+/// work that must go on while requests use `pool` up, or that keeps its connection for ever.
+pub fn apart(pool: &PgPool, name: &str) -> PgPool {
+    let options = (*pool.connect_options()).clone().application_name(name);
+    pool.options()
+        .clone()
+        .max_connections(1)
+        .connect_lazy_with(options)
+}
+
 /// Brings `schema` to the newest version that this binary knows. Any number of processes may do
 /// so at the same time. A newer schema stays as it is: see CONTRIBUTING.md for why that works.
 ///
@@ -207,21 +414,8 @@ pub async fn migrate(
         .execute(&mut conn)
         .await
         .map_err(fail)?;
-    // `create schema if not exists` races with itself; the lock makes it wait.
-    sqlx::query("select pg_advisory_lock(7216340)")
-        .execute(&mut conn)
-        .await
-        .map_err(fail)?;
-    let created = sqlx::query(sqlx::AssertSqlSafe(format!(
-        "create schema if not exists {schema}"
-    )))
-    .execute(&mut conn)
-    .await;
-    let unlocked = sqlx::query("select pg_advisory_unlock(7216340)")
-        .execute(&mut conn)
-        .await;
-    created.and(unlocked).map_err(fail)?;
-    migrator.run(&mut conn).await.map_err(|error| match error {
+    let done = migrate_on(&mut conn, schema, migrator).await;
+    done.map_err(|error| match error {
         MigrateError::Execute(error) => fail(error),
         MigrateError::ExecuteMigration(error, version) => {
             let what = format!("cannot migrate schema {schema} to version {version}");
@@ -240,6 +434,26 @@ pub async fn migrate(
     }
     // It has done its work; a socket that closes badly harms nobody.
     let _ = conn.close().await;
+    Ok(())
+}
+
+/// All that is missing, in one transaction and under its lock: nobody else migrates, or makes the
+/// schema, beside it. A process that is frozen here is ended by the server, and its lock with it.
+async fn migrate_on(
+    conn: &mut PgConnection,
+    schema: &str,
+    migrator: &Migrator,
+) -> Result<(), MigrateError> {
+    let mut tx = conn.begin().await?;
+    sqlx::query("select pg_advisory_xact_lock(7216340)")
+        .execute(&mut *tx)
+        .await?;
+    let create = format!("create schema if not exists {schema}");
+    sqlx::query(sqlx::AssertSqlSafe(create))
+        .execute(&mut *tx)
+        .await?;
+    migrator.run(&mut *tx).await?;
+    tx.commit().await?;
     Ok(())
 }
 
@@ -334,6 +548,48 @@ impl std::fmt::Display for StartError {
 #[cfg(test)]
 mod tests {
     use crate::serve;
+
+    /// Adding a column must not change what a prepared statement returns, and dropping one that
+    /// nothing names must not either.
+    #[test]
+    fn every_statement_names_its_columns() {
+        let mut stack = vec![std::path::PathBuf::from(concat!(
+            env!("CARGO_MANIFEST_DIR"),
+            "/src"
+        ))];
+        let mut found = Vec::new();
+        while let Some(path) = stack.pop() {
+            if path.is_dir() {
+                stack.extend(
+                    std::fs::read_dir(path)
+                        .unwrap()
+                        .map(|entry| entry.unwrap().path()),
+                );
+                continue;
+            }
+            if path.extension().is_none_or(|extension| extension != "rs") {
+                continue;
+            }
+            let text = std::fs::read_to_string(&path).unwrap().to_lowercase();
+            let mut words = text.split_whitespace().peekable();
+            while let Some(word) = words.next() {
+                let all = matches!(
+                    word.trim_matches(['"', '(']),
+                    "select" | "returning" | "distinct"
+                ) && words.peek().is_some_and(|next| next.starts_with('*'));
+                let of_table = word
+                    .trim_end_matches([',', '"', ';'])
+                    .strip_suffix(".*")
+                    .is_some_and(|table| {
+                        !table.is_empty() && table.chars().all(|c| c.is_alphanumeric() || c == '_')
+                    });
+                if all || of_table {
+                    found.push(format!("{}: {word} {:?}", path.display(), words.peek()));
+                }
+            }
+        }
+        assert!(found.is_empty(), "{found:#?}");
+    }
 
     #[test]
     fn no_migration_is_left_out() {

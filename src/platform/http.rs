@@ -11,7 +11,10 @@ use http::{HeaderValue, StatusCode, header, request::Parts};
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use utoipa::{IntoParams, ToSchema};
 
-use super::problem::{FieldError, Problem};
+use super::{
+    problem::{FieldError, Problem},
+    repeat,
+};
 
 /// No request body is larger (webhooks set their own limit).
 pub const BODY_MAX: usize = 64 * 1024;
@@ -228,7 +231,7 @@ pub struct List<T> {
 }
 
 /// Adds what every router ends with: problems for unknown paths and wrong
-/// methods, and the limit on bodies.
+/// methods, the limit on bodies, and the repeating of requests whose query failed.
 pub fn finish(router: Router) -> Router {
     router
         .fallback(|| async { Problem::not_found("There is nothing at this path.") })
@@ -240,4 +243,5 @@ pub fn finish(router: Router) -> Router {
             )
         })
         .layer(axum::extract::DefaultBodyLimit::max(BODY_MAX))
+        .layer(axum::middleware::from_fn(repeat::repeat))
 }

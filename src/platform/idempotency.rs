@@ -9,7 +9,7 @@
 //! Kept are 2xx and final 4xx. What may turn out otherwise next time (401, 403,
 //! 429, 5xx) is not: the key is let go, and its resource id stays with it.
 
-use std::future::Future;
+use std::{future::Future, time::Duration};
 
 use axum::response::{IntoResponse, Response};
 use bytes::Bytes;
@@ -20,14 +20,22 @@ use sqlx::{PgConnection, PgPool, Row};
 use tracing::Instrument;
 use uuid::Uuid;
 
-use super::problem::{FieldError, Problem};
+use super::{
+    db,
+    problem::{FieldError, Problem},
+};
 
 /// The request header.
 pub const HEADER: &str = "idempotency-key";
 const REPLAYED: &str = "idempotency-replayed";
-/// A request that has not answered for so long has died: every request is cut
-/// off well before.
-const TAKEOVER_S: i32 = 30;
+const IN_PROGRESS: &str = "IDEMPOTENCY_IN_PROGRESS";
+/// While a request runs it refreshes its key, from now on and so often.
+const HEARTBEAT: Duration = Duration::from_secs(1);
+/// A request whose key was not refreshed for so long has died, is frozen, or is cut off. Its fence
+/// keeps it from writing should it go on.
+const TAKEOVER_S: i32 = 5;
+/// Between tries to give a key up while the database is away; then it is taken over anyway.
+const LET_GO_EVERY: Duration = Duration::from_millis(500);
 /// How long an answer is replayed; older keys are free again.
 const KEPT_H: i32 = 24;
 /// Rows removed in one statement, so that cleaning never holds locks for long.
@@ -111,14 +119,21 @@ where
     };
     let pool = pool.clone();
     detached(async move {
-        let result = work(claim.resource_id, Some(claim.clone())).await;
+        let result = tokio::select! {
+            // A thawed request finds out first that it was overtaken.
+            biased;
+            () = overtaken(&pool, &claim) => Err(in_progress(1)),
+            result = work(claim.resource_id, Some(claim.clone())) => result,
+        };
         match &result {
+            Err(problem) if problem.code() == IN_PROGRESS => {}
             Ok(answer) if answer.kept => {}
             Ok(answer) => keep(&pool, &claim, answer.status, &answer.body).await,
             Err(problem) if is_final(problem.status()) => {
                 keep(&pool, &claim, problem.status(), &problem.body(None)).await;
             }
-            Err(_) => let_go(&pool, &claim).await,
+            // The answer does not wait for it: the database may be what is away.
+            Err(_) => drop(tokio::spawn(async move { let_go(&pool, &claim).await })),
         }
         result
     })
@@ -195,7 +210,7 @@ async fn begin(pool: &PgPool, user_id: Uuid, key: String, body: &Value) -> Resul
          where k.created_at < now() - make_interval(hours => $6)
             or (k.status is null and k.body_hash = excluded.body_hash
                 and k.locked_at < now() - make_interval(secs => $5))
-         returning resource_id, fence",
+         returning resource_id, fence::int as fence",
     )
     .bind(user_id)
     .bind(&key)
@@ -224,7 +239,7 @@ async fn held_by_another(
     body_hash: &[u8],
 ) -> Result<Begin, Problem> {
     let row = sqlx::query(
-        "select body_hash, status, body,
+        "select body_hash, status::smallint as status, body,
                 ceil(extract(epoch from locked_at + make_interval(secs => $3) - now()))::int as wait_s
          from idempotency_keys where user_id = $1 and key = $2",
     )
@@ -262,7 +277,7 @@ fn in_progress(wait_s: i32) -> Problem {
     let wait_s = u64::try_from(wait_s).unwrap_or(0).clamp(1, 2);
     Problem::new(
         StatusCode::CONFLICT,
-        "IDEMPOTENCY_IN_PROGRESS",
+        IN_PROGRESS,
         "The first request with this Idempotency-Key is still running.",
     )
     .retry_after(wait_s)
@@ -301,22 +316,59 @@ async fn keep(pool: &PgPool, claim: &Claim, status: StatusCode, body: &[u8]) {
         finish(&mut conn, claim, status, body).await
     };
     if let Err(error) = done.await {
+        db::observe(&error);
         tracing::warn!(%error, "an idempotent answer could not be kept");
     }
 }
 
+/// Refreshes the key for as long as this request has it; returns when another one took it over.
+async fn overtaken(pool: &PgPool, claim: &Claim) {
+    loop {
+        tokio::time::sleep(HEARTBEAT).await;
+        let refreshed = sqlx::query(
+            "update idempotency_keys set locked_at = now()
+             where user_id = $1 and key = $2 and fence = $3",
+        )
+        .bind(claim.user_id)
+        .bind(&claim.key)
+        .bind(claim.fence)
+        .execute(pool);
+        match db::within(HEARTBEAT * 3, refreshed).await {
+            Ok(done) if done.rows_affected() == 0 => {
+                tracing::warn!(
+                    "an overtaken request with an Idempotency-Key ends without an answer"
+                );
+                return;
+            }
+            Ok(_) => {}
+            Err(error) => {
+                db::observe(&error);
+                tracing::debug!(%error, "an idempotency key is not refreshed now");
+            }
+        }
+    }
+}
+
+/// Gives the key to the next try, which need not wait for the takeover then.
 async fn let_go(pool: &PgPool, claim: &Claim) {
-    let done = sqlx::query(
-        "update idempotency_keys set locked_at = 'epoch'
-         where user_id = $1 and key = $2 and fence = $3 and status is null",
-    )
-    .bind(claim.user_id)
-    .bind(&claim.key)
-    .bind(claim.fence)
-    .execute(pool)
-    .await;
-    if let Err(error) = done {
-        tracing::warn!(%error, "an idempotency key could not be let go");
+    let begun = tokio::time::Instant::now();
+    loop {
+        let done = sqlx::query(
+            "update idempotency_keys set locked_at = 'epoch'
+             where user_id = $1 and key = $2 and fence = $3 and status is null",
+        )
+        .bind(claim.user_id)
+        .bind(&claim.key)
+        .bind(claim.fence)
+        .execute(pool)
+        .await;
+        let Err(error) = done else { return };
+        db::observe(&error);
+        if begun.elapsed().as_secs() >= u64::from(TAKEOVER_S.unsigned_abs()) {
+            tracing::warn!(%error, "an idempotency key could not be let go; it is taken over soon");
+            return;
+        }
+        tokio::time::sleep(LET_GO_EVERY).await;
     }
 }
 

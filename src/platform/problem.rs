@@ -6,6 +6,8 @@ use serde::Serialize;
 use serde_json::{Map, Value};
 use utoipa::ToSchema;
 
+use super::db::{self, Failed};
+
 /// What was wrong with one field of a request.
 #[derive(Clone, Debug, Serialize, ToSchema)]
 pub struct FieldError {
@@ -35,6 +37,7 @@ pub struct Problem {
     retry_after_s: Option<u64>,
     /// What is wrong on our side: for the log, never for the client.
     cause: Option<String>,
+    failed: Option<Failed>,
 }
 
 /// The body of every error, for the OpenAPI document.
@@ -67,7 +70,13 @@ impl Problem {
             extra: Map::new(),
             retry_after_s: None,
             cause: None,
+            failed: None,
         }
+    }
+
+    /// How a query failed, where that is the cause: the request may be worth repeating.
+    pub fn failed_query(&self) -> Option<Failed> {
+        self.failed
     }
 
     /// Adds a member beside the standard ones.
@@ -197,22 +206,14 @@ impl IntoResponse for Problem {
 
 impl From<sqlx::Error> for Problem {
     fn from(error: sqlx::Error) -> Self {
-        match error {
-            sqlx::Error::PoolTimedOut
-            | sqlx::Error::PoolClosed
-            | sqlx::Error::Io(_)
-            | sqlx::Error::Tls(_)
-            | sqlx::Error::Protocol(_)
-            | sqlx::Error::WorkerCrashed => Self::unavailable(error),
-            sqlx::Error::Database(ref db)
-                if db.code().is_some_and(|c| {
-                    c.starts_with("57") || c.starts_with("53") || c.starts_with("08")
-                }) =>
-            {
-                Self::unavailable(error)
-            }
-            _ => Self::internal(error),
-        }
+        db::observe(&error);
+        let failed = db::failed(&error);
+        let mut problem = match failed {
+            Failed::RolledBack | Failed::Disconnected | Failed::Away => Self::unavailable(error),
+            Failed::Other => Self::internal(error),
+        };
+        problem.failed = Some(failed);
+        problem
     }
 }
 

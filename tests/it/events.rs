@@ -12,7 +12,7 @@ use ticketping::platform::events::{
     Bus, Event, HandlerError, NewEvent, Outbox, OutboxSignal, Subscription, dead, handler, inbox,
     outbox,
 };
-use ticketping::platform::{db, metrics::Metrics, tasks::Tasks};
+use ticketping::platform::{db, lease, metrics::Metrics, tasks::Tasks};
 use uuid::Uuid;
 
 use crate::harness;
@@ -28,7 +28,13 @@ impl Rig {
     async fn new() -> Self {
         let url = harness::fresh_database().await;
         let pool = db::pool(&url, "role", 10).unwrap();
-        for sql in ["create schema role", outbox::DDL, inbox::DDL, dead::DDL] {
+        for sql in [
+            "create schema role",
+            outbox::DDL,
+            inbox::DDL,
+            dead::DDL,
+            lease::DDL,
+        ] {
             sqlx::raw_sql(sqlx::AssertSqlSafe(sql))
                 .execute(&pool)
                 .await
@@ -479,9 +485,8 @@ async fn cut_connections_lose_and_double_nothing() {
         rig.say(key, value).await;
         if value % 10 == 5 {
             sqlx::query(
-                "select pg_terminate_backend(pid) from pg_locks
-                 where locktype = 'advisory' and pid <> pg_backend_pid()
-                   and database = (select oid from pg_database where datname = current_database())",
+                "select pg_terminate_backend(pid) from pg_stat_activity
+                 where application_name = 'ticketping-relay-role' and datname = current_database()",
             )
             .execute(&rig.pool)
             .await

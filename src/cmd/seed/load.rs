@@ -69,6 +69,10 @@ pub async fn load(
 
 /// Until the end of the transaction, nobody else seeds.
 pub async fn lock(conn: &mut PgConnection) -> sqlx::Result<()> {
+    // The other seed may be a large one.
+    sqlx::query("set local lock_timeout = '60s'")
+        .execute(&mut *conn)
+        .await?;
     sqlx::query("select pg_advisory_xact_lock($1)")
         .bind(SEED_LOCK)
         .execute(&mut *conn)

@@ -41,6 +41,7 @@ use self::linger::Rest;
 pub use self::server::{Limits, bind, serve};
 use self::stats::{HttpStats, ROUTES, route_index};
 use super::{
+    db,
     metrics::Metrics,
     problem::Problem,
     telemetry::traces::{self, Trust},
@@ -192,8 +193,16 @@ impl<H: Handler> Edge<H> {
             None => tracing::Span::none(),
         };
         let answer = std::panic::AssertUnwindSafe(self.handler.handle(request)).catch_unwind();
-        let answer = answer.instrument(span.clone());
-        let response = match tokio::time::timeout(ANSWER_MAX, answer).await {
+        let answered = {
+            let answer = std::pin::pin!(answer.instrument(span.clone()));
+            let answered = tokio::time::timeout(ANSWER_MAX, answer).await;
+            if answered.is_err() {
+                // Before the handler is dropped, which gives its connections back.
+                db::suspect_connections();
+            }
+            answered
+        };
+        let response = match answered {
             Ok(Ok(response)) => response,
             Ok(Err(_)) => Problem::internal("a handler panicked").into_response(),
             Err(_) => Problem::unavailable("no answer in time").into_response(),

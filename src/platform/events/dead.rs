@@ -13,6 +13,7 @@ use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
 use super::{Event, HandlerError, Subscription};
+use crate::platform::db;
 
 /// Copy into a migration of every consuming schema.
 pub const DDL: &str = "\
@@ -116,7 +117,8 @@ pub(super) async fn bury_raw(
 /// Letters not yet resolved, oldest first.
 pub async fn open(conn: &mut PgConnection, limit: i64) -> sqlx::Result<Vec<DeadLetter>> {
     let rows = sqlx::query(
-        "select id, consumer, event_id, origin, type, key, payload, error, attempts, created_at
+        "select id, consumer, event_id, origin, type, key, payload, error, attempts::int as attempts,
+                created_at
          from dead_letters where resolved_at is null order by created_at limit $1",
     )
     .bind(limit)
@@ -165,7 +167,8 @@ pub async fn count_requested(conn: &mut PgConnection) -> sqlx::Result<i64> {
 /// Those of these events that are not resolved.
 pub async fn open_among(conn: &mut PgConnection, events: &[Uuid]) -> sqlx::Result<Vec<DeadLetter>> {
     let rows = sqlx::query(
-        "select id, consumer, event_id, origin, type, key, payload, error, attempts, created_at
+        "select id, consumer, event_id, origin, type, key, payload, error, attempts::int as attempts,
+                created_at
          from dead_letters where resolved_at is null and event_id = any($1) order by created_at",
     )
     .bind(events)
@@ -197,6 +200,7 @@ pub(super) async fn serve_replays(subscriptions: Vec<Subscription>, stop: Cancel
                 Ok(true) => {}
                 Ok(false) => break,
                 Err(error) => {
+                    db::observe(&error);
                     tracing::debug!(consumer, %error, "dead letters cannot be read now");
                     break;
                 }
@@ -217,7 +221,8 @@ async fn replay_next(
          where id = (select id from dead_letters
                      where consumer = $1 and resolved_at is null and replay_requested_at <= now()
                      order by created_at limit 1 for update skip locked)
-         returning id, consumer, event_id, origin, type, key, payload, error, attempts, created_at",
+         returning id, consumer, event_id, origin, type, key, payload, error,
+             attempts::int as attempts, created_at",
     )
     .bind(consumer)
     .fetch_optional(pool)

@@ -38,6 +38,7 @@ impl StdError for HandlerError {}
 /// lost, pool exhausted, deadlock, shutdown, read-only, disk full) passes.
 impl From<sqlx::Error> for HandlerError {
     fn from(error: sqlx::Error) -> Self {
+        crate::platform::db::observe(&error);
         let bad_data = match &error {
             sqlx::Error::Database(cause) => cause
                 .code()

@@ -1,20 +1,23 @@
 //! How far events are behind: for the metrics and the operator's overview.
 
+use std::collections::HashMap;
 use std::sync::atomic::AtomicI64;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::metrics::{family::Family, gauge::Gauge};
 use sqlx::PgPool;
 
 use super::{Outbox, dead, kafka, outbox};
+use crate::platform::db;
 use crate::platform::metrics::Metrics;
 use crate::platform::overview;
 use crate::platform::tasks::Tasks;
 
 /// Fine enough for a dashboard; the queries read an index that is empty as a rule.
 const SAMPLE_EVERY: Duration = Duration::from_secs(2);
+const SAMPLE_MAX: Duration = Duration::from_secs(5);
 
 type Gauges<L> = Family<L, Gauge<i64, AtomicI64>>;
 
@@ -28,6 +31,11 @@ struct Consuming {
     consumer: &'static str,
 }
 
+/// Events that wait for so long are late, and somebody should know why.
+const LATE_MS: i64 = 5_000;
+/// And again so often while they stay late.
+const LATE_AGAIN: Duration = Duration::from_secs(30);
+
 /// What this process knows of its events. Cheap to clone.
 #[derive(Clone, Default)]
 pub struct Figures {
@@ -40,6 +48,8 @@ pub struct Figures {
     lag: Gauges<kafka::LagOf>,
     lag_topics: Vec<kafka::LagOf>,
     brokers: Arc<Mutex<Option<overview::Store>>>,
+    /// Producers whose events are late, and when that was logged last.
+    late: Arc<Mutex<HashMap<&'static str, Instant>>>,
 }
 
 impl Figures {
@@ -90,11 +100,13 @@ impl Figures {
             async move {
                 for one in &outboxes {
                     if let Err(error) = figures.sample_outbox(one).await {
+                        db::observe(&error);
                         tracing::debug!(%error, outbox = one.source, "backlog not known now");
                     }
                 }
                 for (consumer, pool) in &consumers {
                     if let Err(error) = figures.sample_dead(consumer, pool).await {
+                        db::observe(&error);
                         tracing::debug!(%error, consumer, "dead letters not known now");
                     }
                 }
@@ -103,7 +115,11 @@ impl Figures {
     }
 
     async fn sample_outbox(&self, one: &Outbox) -> sqlx::Result<()> {
-        let backlog = outbox::backlog(&mut *one.pool.acquire().await?).await?;
+        let backlog = db::within(SAMPLE_MAX, async {
+            outbox::backlog(&mut *one.pool.acquire().await?).await
+        })
+        .await?;
+        self.report_lateness(one.source, backlog);
         let labels = Producing {
             producer: one.source,
         };
@@ -112,8 +128,31 @@ impl Figures {
         Ok(())
     }
 
+    fn report_lateness(&self, producer: &'static str, backlog: outbox::Backlog) {
+        let mut late = self.late.lock().unwrap_or_else(PoisonError::into_inner);
+        let reported = late.get(producer).copied();
+        if backlog.oldest_ms < LATE_MS {
+            if late.remove(producer).is_some() {
+                tracing::info!(producer, "events are on time again");
+            }
+            return;
+        }
+        if reported.is_none_or(|at| at.elapsed() >= LATE_AGAIN) {
+            late.insert(producer, Instant::now());
+            tracing::warn!(
+                producer,
+                pending = backlog.pending,
+                oldest_ms = backlog.oldest_ms,
+                "events are late: they wait in the outbox for their relay or their consumers"
+            );
+        }
+    }
+
     async fn sample_dead(&self, consumer: &'static str, pool: &PgPool) -> sqlx::Result<()> {
-        let open = dead::count_open(&mut *pool.acquire().await?).await?;
+        let open = db::within(SAMPLE_MAX, async {
+            dead::count_open(&mut *pool.acquire().await?).await
+        })
+        .await?;
         self.dead.get_or_create(&Consuming { consumer }).set(open);
         Ok(())
     }

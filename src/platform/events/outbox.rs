@@ -6,7 +6,7 @@ use chrono::{DateTime, Duration, Utc};
 use serde::Serialize;
 use serde_json::value::RawValue;
 use sqlx::types::Json;
-use sqlx::{PgConnection, Row};
+use sqlx::{PgConnection, PgPool, Row};
 use tokio::sync::Notify;
 use uuid::Uuid;
 
@@ -227,16 +227,17 @@ pub(super) async fn mark_published(conn: &mut PgConnection, ids: &[Uuid]) -> sql
     Ok(())
 }
 
-/// Deletes published rows older than `keep`, a batch at a time; true while there are more.
-pub(super) async fn clean(conn: &mut PgConnection, keep: Duration) -> sqlx::Result<bool> {
+/// Deletes one batch of the published rows older than `keep`; true while there are more. Any
+/// number of instances may do so at once.
+pub(super) async fn clean(pool: &PgPool, keep: Duration) -> sqlx::Result<bool> {
     let gone = sqlx::query(
         "delete from outbox where id in (
              select id from outbox where id < $1 and published_at is not null
-             order by id limit $2)",
+             order by id limit $2 for update skip locked)",
     )
     .bind(uuid_before(keep))
     .bind(CLEAN_BATCH)
-    .execute(conn)
+    .execute(pool)
     .await?
     .rows_affected();
     Ok(gone == CLEAN_BATCH as u64)

@@ -1,9 +1,11 @@
 //! The relay of one schema: unpublished rows out, in order for each key, marked once delivered.
 //!
-//! One relay owns a shard at a time, by a session advisory lock; other instances stand by and
-//! pass on the wake-ups of their own commits. Rows of one key go one after the other; rows of
-//! different keys go side by side. A crash between delivery and mark delivers again, which the
-//! consumers' inboxes absorb.
+//! One relay delivers a shard at a time, under a lease with a heartbeat; other instances stand by
+//! and pass on the wake-ups of their own commits. A relay that is frozen, or cut off from its
+//! database, is replaced within ten seconds. Rows of one key go one after the other; rows of
+//! different keys go side by side. A crash between delivery and mark delivers again, and a thawed
+//! relay may finish one delivery late: the consumers' inboxes absorb the former, and no consumer
+//! relies on the order of arrival.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -18,15 +20,20 @@ use uuid::Uuid;
 
 use super::kafka::Publisher;
 use super::local::Dispatcher;
-use super::outbox::{self, Pending, SHARDS};
+use super::outbox::{self, Pending};
+use super::shards::{Deadline, Shards};
 use super::{Event, Outbox};
-use crate::platform::tasks;
+use crate::platform::lease::{self, LeaseMetrics};
+use crate::platform::{db, tasks};
 
-/// The net under lost wake-ups, and how soon a standby notices that a relay died.
+/// The net under lost wake-ups, and how soon a standby notices that a lease has run out.
 const POLL: Duration = Duration::from_secs(1);
-/// Published rows stay this long, to be looked at by `ticketping events list`.
-const KEEP_HOURS: i64 = 24;
-const CLEAN_EVERY: Duration = Duration::from_secs(60);
+/// Before a relay that lost its database connects again.
+const REOPEN: Duration = Duration::from_millis(300);
+const LISTEN_ASK_EVERY: Duration = Duration::from_secs(15);
+/// A database that answers takes milliseconds. Through a connection that swallows everything no
+/// answer and no error ever comes: the relay then opens another one.
+const ANSWER_MAX: Duration = Duration::from_secs(4);
 /// A key whose delivery failed waits this long, doubling, at most `RETRY_MAX`.
 const RETRY_FIRST: Duration = Duration::from_millis(50);
 const RETRY_MAX: Duration = Duration::from_secs(1);
@@ -63,20 +70,31 @@ impl Delivery {
 }
 
 /// Runs until told to stop, through any loss of the database.
-pub(super) async fn run(outbox: Outbox, delivery: Delivery, stop: CancellationToken) {
+pub(super) async fn run(
+    outbox: Outbox,
+    delivery: Delivery,
+    leases: LeaseMetrics,
+    stop: CancellationToken,
+) {
     let (heard, token) = (outbox.clone(), stop.clone());
     let listening = AbortOnDropHandle::new(tokio::spawn(tasks::supervise(
         "outbox-listener",
         stop.clone(),
         move || listen(heard.clone(), token.clone()),
     )));
+    let mut shards = Shards::new(outbox.source, leases);
     let mut quiet = false;
     while !stop.is_cancelled() {
-        match Session::open(&outbox, &delivery).await {
+        match Session::open(&outbox, &delivery, &mut shards).await {
             Ok(mut session) => {
+                if quiet {
+                    tracing::info!(outbox = outbox.source, "relay has its database again");
+                }
                 quiet = false;
                 if let Err(error) = session.work(&stop).await {
+                    db::observe(&error);
                     tracing::warn!(outbox = outbox.source, %error, "relay lost its database");
+                    quiet = true;
                 }
             }
             Err(error) if !quiet => {
@@ -87,20 +105,40 @@ pub(super) async fn run(outbox: Outbox, delivery: Delivery, stop: CancellationTo
         }
         tokio::select! {
             () = stop.cancelled() => {}
-            () = tokio::time::sleep(POLL) => {}
+            () = tokio::time::sleep(lease::jittered(REOPEN)) => {}
         }
     }
     drop(listening);
 }
 
 /// Wake-ups from other instances. Losing them costs the slow poll's second, so errors only wait.
+/// A listener says nothing for as long as nothing happens: it is asked now and then, so that one
+/// whose connection went silent is replaced.
 async fn listen(outbox: Outbox, stop: CancellationToken) {
     while !stop.is_cancelled() {
-        if let Ok(mut listener) = PgListener::connect_with(&outbox.pool).await
-            && listener.listen(&channel(outbox.source)).await.is_ok()
-        {
-            while let Ok(Some(_)) = listener.try_recv().await {
-                outbox.signal.nudge();
+        // Off the role's pool: a listener keeps its connection for ever.
+        let own = db::apart(
+            &outbox.pool,
+            &format!("ticketping-listen-{}", outbox.source),
+        );
+        let listening = db::within(ANSWER_MAX, async {
+            let mut listener = PgListener::connect_with(&own).await?;
+            listener.listen(&channel(outbox.source)).await?;
+            Ok(listener)
+        });
+        if let Ok(mut listener) = listening.await {
+            loop {
+                let heard = tokio::time::timeout(LISTEN_ASK_EVERY, listener.try_recv());
+                match heard.await {
+                    Ok(Ok(Some(_))) => outbox.signal.nudge(),
+                    Ok(Ok(None) | Err(_)) => break,
+                    Err(_) => {
+                        let asked = sqlx::query("select 1").execute(&mut listener);
+                        if db::within(ANSWER_MAX, asked).await.is_err() {
+                            break;
+                        }
+                    }
+                }
             }
         }
         tokio::time::sleep(POLL).await;
@@ -109,17 +147,6 @@ async fn listen(outbox: Outbox, stop: CancellationToken) {
 
 fn channel(source: &str) -> String {
     format!("ticketping_outbox_{source}")
-}
-
-/// The locks of one schema live in one namespace of the two-key advisory locks.
-fn lock_space(source: &str) -> i32 {
-    let hash = outbox::fnv1a(channel(source).as_bytes());
-    i32::from_ne_bytes([
-        hash as u8,
-        (hash >> 8) as u8,
-        (hash >> 16) as u8,
-        (hash >> 24) as u8,
-    ])
 }
 
 struct Finished {
@@ -134,27 +161,32 @@ struct Waiting {
     pause: Duration,
 }
 
-/// A connection, and the locks that live and die with it.
+/// A connection, and what is under way over it.
 struct Session<'a> {
     outbox: &'a Outbox,
     delivery: &'a Delivery,
+    shards: &'a mut Shards,
     conn: PgConnection,
-    held: Vec<i16>,
     running: JoinSet<Finished>,
     busy: Vec<String>,
     waiting: HashMap<String, Waiting>,
 }
 
 impl<'a> Session<'a> {
-    async fn open(outbox: &'a Outbox, delivery: &'a Delivery) -> sqlx::Result<Self> {
-        // Out of the pool for good: a pooled connection would outlive this session with its
-        // locks held. Closing the socket frees them.
-        let conn = outbox.pool.acquire().await?.detach();
+    async fn open(
+        outbox: &'a Outbox,
+        delivery: &'a Delivery,
+        shards: &'a mut Shards,
+    ) -> sqlx::Result<Self> {
+        // A connection of its own: the leases are renewed on it even while requests use up the
+        // pool, and after a partition the pool's may be dead without knowing.
+        let own = db::apart(&outbox.pool, &format!("ticketping-relay-{}", outbox.source));
+        let conn = db::within(ANSWER_MAX, own.acquire()).await?.detach();
         Ok(Self {
             outbox,
             delivery,
+            shards,
             conn,
-            held: Vec::new(),
             running: JoinSet::new(),
             busy: Vec::new(),
             waiting: HashMap::new(),
@@ -164,58 +196,34 @@ impl<'a> Session<'a> {
     async fn work(&mut self, stop: &CancellationToken) -> sqlx::Result<()> {
         let mut poll = tokio::time::interval(POLL);
         poll.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        let mut cleaned = Instant::now();
         loop {
             let next_retry = self.next_retry();
             tokio::select! {
                 () = stop.cancelled() => return self.drain().await,
+                // First of all: a thawed relay renews, or finds its leases gone, before it goes on.
+                _ = poll.tick() => {
+                    db::within(ANSWER_MAX, self.shards.keep(&mut self.conn)).await?;
+                }
                 () = self.outbox.signal.woken() => self.pass_on().await?,
                 () = self.outbox.signal.nudged() => {}
                 Some(finished) = self.running.join_next(), if !self.running.is_empty() => {
                     self.settle(finished).await?;
                 }
                 () = sleep_until(next_retry) => {}
-                _ = poll.tick() => {
-                    self.take_locks().await?;
-                    if cleaned.elapsed() >= CLEAN_EVERY && !self.held.is_empty() {
-                        cleaned = Instant::now();
-                        while outbox::clean(&mut self.conn, chrono::Duration::hours(KEEP_HOURS)).await? {}
-                    }
-                }
             }
             self.fill().await?;
         }
-    }
-
-    /// Takes the shards that nobody holds.
-    async fn take_locks(&mut self) -> sqlx::Result<()> {
-        if self.held.len() == SHARDS as usize {
-            return Ok(());
-        }
-        let wanted: Vec<i16> = (0..SHARDS)
-            .filter(|shard| !self.held.contains(shard))
-            .collect();
-        let taken: Vec<i16> = sqlx::query_scalar(
-            "select shard from unnest($1::smallint[]) as s (shard)
-             where pg_try_advisory_lock($2, shard)",
-        )
-        .bind(&wanted)
-        .bind(lock_space(self.outbox.source))
-        .fetch_all(&mut self.conn)
-        .await?;
-        self.held.extend(taken);
-        Ok(())
     }
 
     /// Somebody else may be the one who relays what was just committed here. Said after the
     /// commit and for many commits at once: a NOTIFY inside the transaction would make all
     /// commits of the database wait for one another.
     async fn pass_on(&mut self) -> sqlx::Result<()> {
-        if self.held.len() < SHARDS as usize {
-            sqlx::query("select pg_notify($1, '')")
+        if !self.shards.are_all_held() {
+            let notify = sqlx::query("select pg_notify($1, '')")
                 .bind(channel(self.outbox.source))
-                .execute(&mut self.conn)
-                .await?;
+                .execute(&mut self.conn);
+            db::within(ANSWER_MAX, notify).await?;
         }
         Ok(())
     }
@@ -248,14 +256,17 @@ impl<'a> Session<'a> {
             .chain(resting.map(|(key, _)| key))
             .cloned()
             .collect();
-        if self.held.is_empty() || room == 0 || skip.len() > WAITING_KEYS_MAX {
+        let held = self.shards.held();
+        if held.is_empty() || room == 0 || skip.len() > WAITING_KEYS_MAX {
             return Ok(());
         }
-        let rows = outbox::pending(&mut self.conn, &self.held, &skip, 4 * room as i64).await?;
+        let rows = outbox::pending(&mut self.conn, held, &skip, 4 * room as i64);
+        let rows = db::within(ANSWER_MAX, rows).await?;
         for (key, rows) in by_key(rows, room) {
             self.busy.push(key.clone());
             self.running.spawn(deliver_key(
                 self.delivery.clone(),
+                self.shards.deadline(),
                 self.outbox.source,
                 key,
                 rows,
@@ -280,7 +291,9 @@ impl<'a> Session<'a> {
             next = self.running.try_join_next();
         }
         if !delivered.is_empty() {
-            outbox::mark_published(&mut self.conn, &delivered).await?;
+            // Also by a relay that was overtaken meanwhile: what it delivered is delivered.
+            let marked = outbox::mark_published(&mut self.conn, &delivered);
+            db::within(ANSWER_MAX, marked).await?;
             crate::failpoint!("events.after_mark");
         }
         Ok(())
@@ -316,7 +329,9 @@ impl<'a> Session<'a> {
                 Ok(None) | Err(_) => break,
             }
         }
-        Ok(())
+        // What is still running must not go on beside the next relay.
+        self.running.shutdown().await;
+        db::within(ANSWER_MAX, self.shards.release(&mut self.conn)).await
     }
 }
 
@@ -343,12 +358,17 @@ fn by_key(rows: Vec<Pending>, keys_max: usize) -> Vec<(String, Vec<Pending>)> {
 
 async fn deliver_key(
     delivery: Delivery,
+    deadline: Deadline,
     source: &'static str,
     key: String,
     rows: Vec<Pending>,
 ) -> Finished {
     let mut delivered = Vec::with_capacity(rows.len());
     for row in rows {
+        // The shard is another relay's by now, which reads what is left.
+        if deadline.has_passed() {
+            break;
+        }
         let id = row.id;
         let event = row.into_event(source);
         crate::failpoint!("events.before_delivery");

@@ -42,6 +42,7 @@ use self::signature::Refused;
 use self::stripe::{Stripe, StripeFailure};
 use crate::platform::alarms::Alarms;
 use crate::platform::auth::{InternalSecret, Verifier};
+use crate::platform::db;
 use crate::platform::events::{
     Event, HandlerError, Outbox, OutboxSignal, Subscription, Watch, handler,
 };
@@ -54,7 +55,7 @@ use crate::platform::upstream::{Upstream, UpstreamError};
 /// The schema of this role.
 pub const SCHEMA: &str = "payments";
 /// Its migrations.
-pub static MIGRATOR: crate::platform::db::Migrations = crate::migrations!("payments": "0001_payments", "0002_burnt_keys", "0003_traces", "0004_alarms", "0005_stripe_limits");
+pub static MIGRATOR: crate::platform::db::Migrations = crate::migrations!("payments": "0001_payments", "0002_burnt_keys", "0003_traces", "0004_alarms", "0005_stripe_limits", "0007_leases");
 /// Its name as a consumer of events.
 const CONSUMER: &str = "payments";
 
@@ -67,13 +68,24 @@ struct ByState {
     state: &'static str,
 }
 
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct ByKind {
+    kind: &'static str,
+}
+
 #[derive(Clone, Default)]
 struct Counters {
     states: Family<ByState, Counter>,
     alarms: Counter,
+    claims_failed: Family<ByKind, Counter>,
 }
 
 impl Counters {
+    /// Work of this kind could not be claimed.
+    fn claim_failed(&self, kind: &'static str) {
+        self.claims_failed.get_or_create(&ByKind { kind }).inc();
+    }
+
     fn count(&self, state: PaymentState) {
         self.states
             .get_or_create(&ByState {
@@ -134,6 +146,11 @@ impl Payments {
                 "payments_alarms",
                 "Things that a person must look at",
                 c.alarms,
+            );
+            registry.register(
+                "payments_claims_failed",
+                "Times that due work could not be claimed",
+                c.claims_failed,
             );
         });
         Ok(Self {
@@ -280,6 +297,7 @@ impl Error {
 
 impl From<sqlx::Error> for Error {
     fn from(error: sqlx::Error) -> Self {
+        db::observe(&error);
         Self::Store(error)
     }
 }

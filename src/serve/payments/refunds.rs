@@ -89,8 +89,8 @@ pub(super) async fn claim_due(
              attempted_at = coalesce(attempted_at, now())
          where id in (select id from refunds where state <> 'SUCCEEDED' and next_try_at <= now()
                       order by next_try_at limit $1 for update skip locked)
-         returning id, payment_id, amount, attempt, attempted_at, stripe_id, burnt, refusals, tries,
-             next_try_at as leased_until",
+         returning id, payment_id, amount, attempt::int as attempt, attempted_at, stripe_id, burnt,
+             refusals::int as refusals, tries::int as tries, next_try_at as leased_until",
     )
     .bind(limit)
     .bind(lease_s)
@@ -365,10 +365,11 @@ async fn note_refunded(
     payment_id: Uuid,
     total: i64,
 ) -> sqlx::Result<bool> {
-    let payment: Option<Payment> = sqlx::query_as(
+    let payment: Option<Payment> = sqlx::query_as(concat!(
         "update payments set refunded_amount = $2, updated_at = now()
-         where id = $1 and refunded_amount < $2 returning *",
-    )
+         where id = $1 and refunded_amount < $2 returning ",
+        store::payment_columns!()
+    ))
     .bind(payment_id)
     .bind(total)
     .fetch_optional(&mut *conn)

@@ -63,6 +63,18 @@ crate::from_row!(Payment {
     checks
 });
 
+/// The columns of a [`Payment`], by name and of a fixed type: neither a new column nor a wider
+/// one changes what a prepared statement returns.
+macro_rules! payment_columns {
+    () => {
+        "id, order_id, user_id, performance_id, state, amount::bigint as amount, currency, \
+         refunded_amount::bigint as refunded_amount, description, attempt::int as attempt, \
+         attempted_at, intent_id, client_secret, failure_code, failure_message, \
+         cancel_requested_at, cleanup, created_at, succeeded_at, checks::int as checks"
+    };
+}
+pub(super) use payment_columns;
+
 /// [`PaymentState`] as sqlx reads it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct State(pub PaymentState);
@@ -157,41 +169,61 @@ pub struct NewPayment {
 }
 
 pub async fn by_id(conn: &mut PgConnection, id: Uuid) -> sqlx::Result<Option<Payment>> {
-    sqlx::query_as("select * from payments where id = $1")
-        .bind(id)
-        .fetch_optional(conn)
-        .await
+    sqlx::query_as(concat!(
+        "select ",
+        payment_columns!(),
+        " from payments where id = $1"
+    ))
+    .bind(id)
+    .fetch_optional(conn)
+    .await
 }
 
 pub async fn by_order(conn: &mut PgConnection, order_id: Uuid) -> sqlx::Result<Option<Payment>> {
-    sqlx::query_as("select * from payments where order_id = $1")
-        .bind(order_id)
-        .fetch_optional(conn)
-        .await
+    sqlx::query_as(concat!(
+        "select ",
+        payment_columns!(),
+        " from payments where order_id = $1"
+    ))
+    .bind(order_id)
+    .fetch_optional(conn)
+    .await
 }
 
 pub async fn by_intent(pool: &PgPool, intent_id: &str) -> sqlx::Result<Option<Payment>> {
-    sqlx::query_as("select * from payments where intent_id = $1")
-        .bind(intent_id)
-        .fetch_optional(pool)
-        .await
+    sqlx::query_as(concat!(
+        "select ",
+        payment_columns!(),
+        " from payments where intent_id = $1"
+    ))
+    .bind(intent_id)
+    .fetch_optional(pool)
+    .await
 }
 
 pub async fn lock(conn: &mut PgConnection, id: Uuid) -> sqlx::Result<Option<Payment>> {
-    sqlx::query_as("select * from payments where id = $1 for update")
-        .bind(id)
-        .fetch_optional(conn)
-        .await
+    sqlx::query_as(concat!(
+        "select ",
+        payment_columns!(),
+        " from payments where id = $1 for update"
+    ))
+    .bind(id)
+    .fetch_optional(conn)
+    .await
 }
 
 pub async fn lock_by_order(
     conn: &mut PgConnection,
     order_id: Uuid,
 ) -> sqlx::Result<Option<Payment>> {
-    sqlx::query_as("select * from payments where order_id = $1 for update")
-        .bind(order_id)
-        .fetch_optional(conn)
-        .await
+    sqlx::query_as(concat!(
+        "select ",
+        payment_columns!(),
+        " from payments where order_id = $1 for update"
+    ))
+    .bind(order_id)
+    .fetch_optional(conn)
+    .await
 }
 
 /// Notes the attempt before Stripe is called. The order's payment, whoever made it first:
@@ -213,10 +245,14 @@ pub async fn note_attempt(conn: &mut PgConnection, new: &NewPayment) -> sqlx::Re
     .bind(new.check_after_s)
     .execute(&mut *conn)
     .await?;
-    sqlx::query_as("select * from payments where order_id = $1")
-        .bind(new.order_id)
-        .fetch_one(conn)
-        .await
+    sqlx::query_as(concat!(
+        "select ",
+        payment_columns!(),
+        " from payments where order_id = $1"
+    ))
+    .bind(new.order_id)
+    .fetch_one(conn)
+    .await
 }
 
 /// Makes sure that nobody begins to pay for this order: true when nobody had.
@@ -236,11 +272,12 @@ pub async fn entomb(conn: &mut PgConnection, order_id: Uuid) -> sqlx::Result<boo
 /// This attempt can lead nowhere any more: the next one is another, under another key. `None`
 /// when it was moved on already.
 pub async fn next_attempt(pool: &PgPool, payment: &Payment) -> sqlx::Result<Option<Payment>> {
-    sqlx::query_as(
+    sqlx::query_as(concat!(
         "update payments set attempt = attempt + 1, attempted_at = now(), updated_at = now()
          where id = $1 and attempt = $2 and state = 'CREATING' and intent_id is null
-         returning *",
-    )
+         returning ",
+        payment_columns!()
+    ))
     .bind(payment.id)
     .bind(payment.attempt)
     .fetch_optional(pool)
@@ -254,7 +291,7 @@ pub async fn set_state(
     state: PaymentState,
     intent: &Intent,
 ) -> sqlx::Result<Payment> {
-    sqlx::query_as(
+    sqlx::query_as(concat!(
         "update payments set
              state = $2,
              intent_id = coalesce(intent_id, $3),
@@ -263,8 +300,9 @@ pub async fn set_state(
              succeeded_at = case when $2 = 'SUCCEEDED' then coalesce(succeeded_at, now()) end,
              cleanup = cleanup and $2 = 'CANCELLED',
              updated_at = now()
-         where id = $1 returning *",
-    )
+         where id = $1 returning ",
+        payment_columns!()
+    ))
     .bind(payment.id)
     .bind(state.as_str())
     .bind(&intent.id)
@@ -308,14 +346,15 @@ pub async fn request_cancel(
     id: Uuid,
     at_once: bool,
 ) -> sqlx::Result<Payment> {
-    sqlx::query_as(
+    sqlx::query_as(concat!(
         "update payments set
              cancel_requested_at = coalesce(cancel_requested_at, now()),
              state = case when $2 then 'CANCELLED' else state end,
              cleanup = cleanup or $2,
              next_check_at = now(), checks = 0, updated_at = now()
-         where id = $1 returning *",
-    )
+         where id = $1 returning ",
+        payment_columns!()
+    ))
     .bind(id)
     .bind(at_once)
     .fetch_one(conn)
@@ -325,15 +364,17 @@ pub async fn request_cancel(
 /// Takes payments whose look at Stripe is due, for `lease_s`; whoever dies meanwhile leaves
 /// them to the next.
 pub async fn claim_due(pool: &PgPool, limit: i64, lease_s: f64) -> sqlx::Result<Vec<Look>> {
-    sqlx::query_as(
+    sqlx::query_as(concat!(
         "update payments set next_check_at = now() + make_interval(secs => $2), checks = checks + 1
          where id in (
              select id from payments
              where (state in ('CREATING', 'REQUIRES_PAYMENT', 'FAILED', 'PROCESSING') or cleanup)
                and next_check_at <= now()
              order by next_check_at limit $1 for update skip locked)
-         returning *, next_check_at as leased_until",
-    )
+         returning ",
+        payment_columns!(),
+        ", next_check_at as leased_until"
+    ))
     .bind(limit)
     .bind(lease_s)
     .fetch_all(pool)

@@ -139,7 +139,7 @@ pub(super) async fn claim_due(pool: &PgPool, limit: i64, lease_s: f64) -> sqlx::
         "update webhook_events set next_try_at = now() + make_interval(secs => $2), tries = tries + 1
          where id in (select id from webhook_events where processed_at is null and next_try_at <= now()
                       order by next_try_at limit $1 for update skip locked)
-         returning id, type, payload, tries, traceparent, next_try_at as leased_until",
+         returning id, type, payload, tries::int as tries, traceparent, next_try_at as leased_until",
     )
     .bind(limit)
     .bind(lease_s)

@@ -16,7 +16,7 @@ use super::refunds::{self, Refund};
 use super::store::{self, Payment};
 use super::webhook::{self, Kept};
 use super::{Error, Payments};
-use crate::platform::tasks;
+use crate::platform::{db, tasks};
 
 /// The net under lost wake-ups; also how late a due look may be.
 const POLL: Duration = Duration::from_secs(1);
@@ -30,6 +30,8 @@ const RENEW_EVERY: Duration = Duration::from_millis(1_500);
 const WEBHOOKS_AT_ONCE: usize = 8;
 const REFUNDS_AT_ONCE: usize = 4;
 const LOOKS_AT_ONCE: usize = 4;
+/// A claim takes milliseconds; over a connection that went silent it would never end.
+const CLAIM_MAX: Duration = Duration::from_secs(5);
 /// How long a stopping worker lets tries end; what is cut off comes back with its lease.
 const DRAIN: Duration = Duration::from_secs(5);
 /// Stripe forgets keys after 24 h: an attempt so old can no longer be repeated.
@@ -114,7 +116,10 @@ impl Lease {
                     *self.until.lock().unwrap_or_else(PoisonError::into_inner) = until;
                 }
                 Ok(None) => {}
-                Err(error) => tracing::debug!(%error, "a claim is not renewed now"),
+                Err(error) => {
+                    db::observe(&error);
+                    tracing::warn!(id = self.id, %error, "cannot renew a claim of payment work");
+                }
             }
         }
     }
@@ -129,6 +134,14 @@ enum Kind {
 }
 
 impl Kind {
+    fn name(self) -> &'static str {
+        match self {
+            Self::Webhooks => "webhooks",
+            Self::Refunds => "refunds",
+            Self::Looks => "looks",
+        }
+    }
+
     async fn claim(self, pool: &PgPool, room: i64) -> sqlx::Result<Vec<Work>> {
         Ok(match self {
             Self::Webhooks => {
@@ -171,8 +184,11 @@ impl Lane {
             return;
         }
         let room = i64::try_from(room).unwrap_or(i64::MAX);
-        match self.kind.claim(&payments.pool, room).await {
+        match db::within(CLAIM_MAX, self.kind.claim(&payments.pool, room)).await {
             Ok(work) => {
+                if self.failing {
+                    tracing::info!(kind = ?self.kind, "payment work is claimed again");
+                }
                 self.failing = false;
                 for one in work {
                     // Only this loop takes places, so there are as many as were counted.
@@ -186,6 +202,8 @@ impl Lane {
                 }
             }
             Err(error) => {
+                db::observe(&error);
+                payments.counters.claim_failed(self.kind.name());
                 if !self.failing {
                     tracing::warn!(%error, kind = ?self.kind, "failed to claim payment work; trying again every second");
                 }

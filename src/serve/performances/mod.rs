@@ -25,7 +25,7 @@ use crate::platform::{
 pub const SCHEMA: &str = "performances";
 /// Its migrations.
 pub static MIGRATOR: crate::platform::db::Migrations =
-    crate::migrations!("performances": "0001_performances");
+    crate::migrations!("performances": "0001_performances", "0002_leases");
 
 /// The state of this role. Cheap to clone.
 #[derive(Clone)]

@@ -71,10 +71,10 @@ macro_rules! performance_sql {
     ($tail:literal) => {
         concat!(
             "select p.id, p.title, p.description, p.venue_id, v.name as venue_name,
-                    v.address as venue_address, p.runtime_minutes, p.age_rating, p.currency,
+                    v.address as venue_address, p.runtime_minutes::int as runtime_minutes, p.age_rating, p.currency,
                     p.booking_opens_at, p.booking_closes_at,
-                    coalesce(left_over.total, 0) as total_seats,
-                    coalesce(left_over.remaining, 0) as remaining_seats
+                    coalesce(left_over.total, 0)::bigint as total_seats,
+                    coalesce(left_over.remaining, 0)::bigint as remaining_seats
              from performances p
              join venues v on v.id = p.venue_id
              left join lateral (
@@ -90,8 +90,8 @@ macro_rules! performance_sql {
 macro_rules! schedule_sql {
     ($tail:literal) => {
         concat!(
-            "select s.id, s.performance_id, s.starts_at, s.total_seats,
-                    least(greatest(s.total_seats - coalesce(sales.sold, 0), 0), s.total_seats) as remaining_seats
+            "select s.id, s.performance_id, s.starts_at, s.total_seats::int as total_seats,
+                    least(greatest(s.total_seats - coalesce(sales.sold, 0), 0), s.total_seats)::int as remaining_seats
              from schedules s left join schedule_sales sales on sales.schedule_id = s.id ",
             $tail
         )
@@ -202,7 +202,7 @@ pub async fn seats_json(pool: &PgPool, schedule: &Schedule) -> sqlx::Result<Vec<
     let mut json = Vec::with_capacity(capacity);
     json.push(b'[');
     let mut rows = sqlx::query_as::<_, Seat>(
-        "select seats.id, sections.name as section, seats.row_label as row, seats.number,
+        "select seats.id, sections.name as section, seats.row_label as row, seats.number::smallint as number,
                 grades.name as grade, grades.price, p.currency
          from seats
          join performances p on p.id = $2

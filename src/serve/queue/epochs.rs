@@ -61,7 +61,8 @@ crate::from_row!(Epoch {
 /// What an [`Epoch`] is read from.
 macro_rules! epoch_columns {
     () => {
-        "epoch, base, ceiling, served, last, lost_served, cut_lo, cut_hi, draw_lo, fresh_from,
+        "epoch::int as epoch, base, ceiling, served, last, lost_served, cut_lo, cut_hi, draw_lo,
+         fresh_from::int as fresh_from,
          opened_at > now() - interval '2 seconds' as just_opened"
     };
 }

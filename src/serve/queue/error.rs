@@ -67,6 +67,7 @@ impl From<ScriptError> for Error {
 
 impl From<sqlx::Error> for Error {
     fn from(error: sqlx::Error) -> Self {
+        crate::platform::db::observe(&error);
         Self::unavailable(format!("PostgreSQL (queue): {error}"))
     }
 }

@@ -63,8 +63,7 @@ use crate::platform::{
 /// The schema of this role.
 pub const SCHEMA: &str = "queue";
 /// Its migrations.
-pub static MIGRATOR: crate::platform::db::Migrations =
-    crate::migrations!("queue": "0001_waiting_room", "0002_events", "0003_losses", "0009_alarms");
+pub static MIGRATOR: crate::platform::db::Migrations = crate::migrations!("queue": "0001_waiting_room", "0002_events", "0003_losses", "0004_leases", "0009_alarms");
 
 /// What the role stands on.
 #[derive(Clone)]

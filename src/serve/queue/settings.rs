@@ -185,7 +185,9 @@ impl Settings {
     }
 }
 
-const COLUMNS: &str = "select max_working, working_ttl_ms, claim_ttl_ms, hold_ttl_ms, admissions_per_minute, queue_factor,
+const COLUMNS: &str =
+    "select max_working::int as max_working, working_ttl_ms, claim_ttl_ms, hold_ttl_ms,
+    admissions_per_minute::int as admissions_per_minute, queue_factor,
     paused, draining, pre_queue_opens_at, poll_min_ms, poll_max_ms, poll_step_ms, version
     from settings where performance_id = $1";
 

@@ -13,7 +13,7 @@ use super::{
     scripts::{self, Keys, Settle, Settled, Show},
     store::{self, Order},
 };
-use crate::platform::{problem::Problem, redis::Redis};
+use crate::platform::{db, problem::Problem, redis::Redis};
 
 /// A hold that Postgres does not know may be on its way there for so long: a
 /// write is given up well before.
@@ -32,10 +32,17 @@ pub enum SettleError {
     Redis(#[from] redis::RedisError),
     /// Postgres failed.
     #[error("postgres: {0}")]
-    Database(#[from] sqlx::Error),
+    Database(sqlx::Error),
     /// Performances did not answer.
     #[error("performances: {}", .0.code())]
     Performances(Problem),
+}
+
+impl From<sqlx::Error> for SettleError {
+    fn from(error: sqlx::Error) -> Self {
+        db::observe(&error);
+        Self::Database(error)
+    }
 }
 
 impl From<SettleError> for Problem {

@@ -12,7 +12,10 @@ use super::{
 };
 use crate::{
     failpoint,
-    platform::events::{NewEvent, OutboxSignal, inbox, outbox::append},
+    platform::{
+        db,
+        events::{NewEvent, OutboxSignal, inbox, outbox::append},
+    },
 };
 
 /// Under this name the reservations role keeps its inbox.
@@ -81,7 +84,14 @@ pub enum StepError {
     TicketUsed,
     /// The database failed.
     #[error(transparent)]
-    Database(#[from] sqlx::Error),
+    Database(sqlx::Error),
+}
+
+impl From<sqlx::Error> for StepError {
+    fn from(error: sqlx::Error) -> Self {
+        db::observe(&error);
+        Self::Database(error)
+    }
 }
 
 /// What was done.
@@ -454,7 +464,8 @@ async fn settle_refund(
 /// When the database fails.
 pub async fn begin_reacquire(pool: &PgPool, order: Uuid) -> sqlx::Result<Option<i32>> {
     let row = sqlx::query(
-        "update orders set version = version + 1 where id = $1 and state = 'EXPIRED' returning version",
+        "update orders set version = version + 1 where id = $1 and state = 'EXPIRED'
+         returning version::int as version",
     )
     .bind(order)
     .fetch_optional(pool)

@@ -164,11 +164,12 @@ impl Row {
     }
 }
 
-/// Columns of [`Row`]; every query of orders reads them all.
+/// Columns of [`Row`]; every query of orders reads them all. The casts keep the result of a
+/// prepared statement as it is when a column is made wider.
 macro_rules! order_columns {
     () => {
-        "id, user_id, performance_id, schedule_id, channel, state, closing, closing_at, version, status_reason, \
-         performance_title, starts_at, seat_count, amount, currency, hold_ttl_ms, expires_at, place_epoch, \
+        "id, user_id, performance_id, schedule_id, channel, state, closing, closing_at, version::int as version, \
+         status_reason, performance_title, starts_at, seat_count::int as seat_count, amount, currency, hold_ttl_ms, expires_at, place_epoch, \
          place_number, payment_id, created_at, confirmed_at, ticket_used_at, clock_timestamp() as now"
     };
 }
@@ -267,8 +268,9 @@ pub async fn live_of(pool: &PgPool, performance: Uuid) -> sqlx::Result<Vec<Order
 async fn whole(pool: &PgPool, rows: Vec<Row>) -> sqlx::Result<Vec<Order>> {
     let ids: Vec<Uuid> = rows.iter().map(|r| r.id).collect();
     let seats: Vec<SeatRow> = sqlx::query_as(
-        "select order_id, seat_id, seat_index, section, row_label, seat_number, grade, price
-         from order_seats where order_id = any($1) order by seat_index",
+        "select order_id, seat_id, seat_index::int as seat_index, section, row_label,
+                seat_number::int as seat_number, grade, price
+         from order_seats where order_id = any($1) order by order_seats.seat_index",
     )
     .bind(&ids)
     .fetch_all(pool)

@@ -16,7 +16,11 @@ use uuid::Uuid;
 use super::store::NewOrder;
 use crate::{
     failpoint,
-    platform::{idempotency::Claim, tasks},
+    platform::{
+        db::{self, Failed},
+        idempotency::Claim,
+        tasks,
+    },
 };
 
 /// Orders in one transaction: at 4 seats each some 1,000 rows, a few milliseconds.
@@ -25,6 +29,9 @@ const BATCH_MAX: usize = 256;
 const WAITING_MAX: usize = 4_096;
 /// Transactions under way at once: one writes while another commits.
 const WRITERS: usize = 2;
+
+/// Of one transaction, where each was rolled back for no fault of its own.
+const TRIES_MAX: u32 = 3;
 
 /// What became of an order's writing.
 #[derive(Clone, Debug)]
@@ -95,13 +102,13 @@ async fn run(pool: PgPool, mut waiting: mpsc::Receiver<Job>) {
 type Outcome = Result<HashMap<Uuid, Written>, Arc<sqlx::Error>>;
 
 async fn write_all(pool: &PgPool, jobs: Vec<Job>) {
-    match write_together(pool, &jobs).await {
+    match write_repeated(pool, &jobs).await {
         // One bad order, or a deadlock with another instance's batch, must not
         // fail the rest: each gets a transaction of its own.
         Err(error) if jobs.len() > 1 && !is_away(&error) => {
             for job in jobs {
                 let alone = vec![job];
-                let outcome = write_together(pool, &alone).await.map_err(Arc::new);
+                let outcome = write_repeated(pool, &alone).await.map_err(Arc::new);
                 answer(alone, &outcome);
             }
         }
@@ -109,14 +116,23 @@ async fn write_all(pool: &PgPool, jobs: Vec<Job>) {
     }
 }
 
+/// Repeats a transaction that was rolled back for no fault of its own, on another connection.
+async fn write_repeated(pool: &PgPool, jobs: &[Job]) -> sqlx::Result<HashMap<Uuid, Written>> {
+    let mut tries = 1;
+    loop {
+        let outcome = write_together(pool, jobs).await;
+        let Err(error) = &outcome else { return outcome };
+        db::observe(error);
+        if db::failed(error) != Failed::RolledBack || tries == TRIES_MAX {
+            return outcome;
+        }
+        tries += 1;
+    }
+}
+
 /// Would trying again at once fail the same way?
 fn is_away(error: &sqlx::Error) -> bool {
-    let sqlx::Error::Database(cause) = error else {
-        return true;
-    };
-    cause
-        .code()
-        .is_none_or(|c| c.starts_with("57") || c.starts_with("53") || c.starts_with("08"))
+    matches!(db::failed(error), Failed::Disconnected | Failed::Away)
 }
 
 fn answer(jobs: Vec<Job>, outcome: &Outcome) {
@@ -232,15 +248,21 @@ async fn insert(conn: &mut PgConnection, jobs: &[Job]) -> sqlx::Result<Vec<(Uuid
              insert into orders (id, user_id, performance_id, schedule_id, performance_title, starts_at,
                  seat_count, amount, currency, hold_ttl_ms, expires_at, created_at, place_epoch,
                  place_number, state)
-             select t.*, 'PENDING' from unnest($1::uuid[], $2::uuid[], $3::uuid[], $4::uuid[], $5::text[],
+             select id, user_id, performance_id, schedule_id, title, starts_at, seat_count, amount,
+                 currency, hold_ttl_ms, expires_at, created_at, epoch, number, 'PENDING'
+             from unnest($1::uuid[], $2::uuid[], $3::uuid[], $4::uuid[], $5::text[],
                  $6::timestamptz[], $7::int[], $8::bigint[], $9::text[], $10::bigint[],
-                 $11::timestamptz[], $12::timestamptz[], $13::bigint[], $14::bigint[]) as t
+                 $11::timestamptz[], $12::timestamptz[], $13::bigint[], $14::bigint[])
+                 as t (id, user_id, performance_id, schedule_id, title, starts_at, seat_count, amount,
+                       currency, hold_ttl_ms, expires_at, created_at, epoch, number)
              on conflict do nothing
              returning id
          ), s as (
              insert into order_seats (order_id, schedule_id, seat_id, seat_index, section, row_label,
                  seat_number, grade, price)
-             select t.* from unnest($15::uuid[], $16::uuid[], $17::uuid[], $18::int[], $19::text[],
+             select t.order_id, t.schedule_id, t.seat_id, t.seat_index, t.section, t.row_label,
+                 t.seat_number, t.grade, t.price
+             from unnest($15::uuid[], $16::uuid[], $17::uuid[], $18::int[], $19::text[],
                  $20::text[], $21::int[], $22::text[], $23::bigint[])
                  as t (order_id, schedule_id, seat_id, seat_index, section, row_label, seat_number, grade, price)
              where t.order_id in (select id from o)

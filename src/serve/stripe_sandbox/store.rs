@@ -80,7 +80,7 @@ pub async fn kept(
         return Ok(HashMap::new());
     }
     let rows = sqlx::query(
-        "select key, path, fingerprint, request_id, status, body
+        "select key, path, fingerprint, request_id, status::smallint as status, body
          from idempotency where key = any($1)",
     )
     .bind(keys)
@@ -207,8 +207,10 @@ async fn insert_intents(conn: &mut PgConnection, intents: &[Intent]) -> Result<(
     sqlx::query(
         "insert into intents
              (id, created, amount, currency, status, captured, refunded, customer, due_at_ms, doc)
-         select * from unnest($1::text[], $2::bigint[], $3::bigint[], $4::text[], $5::text[],
-                              $6::bigint[], $7::bigint[], $8::text[], $9::bigint[], $10::jsonb[])",
+         select id, created, amount, currency, status, captured, refunded, customer, due_at_ms, doc
+         from unnest($1::text[], $2::bigint[], $3::bigint[], $4::text[], $5::text[],
+                     $6::bigint[], $7::bigint[], $8::text[], $9::bigint[], $10::jsonb[])
+              as new (id, created, amount, currency, status, captured, refunded, customer, due_at_ms, doc)",
     )
     .bind(columns.id)
     .bind(columns.created)
@@ -268,7 +270,8 @@ async fn index_parts(conn: &mut PgConnection, intents: &[Intent]) -> Result<(), 
     }
     if !charges.is_empty() {
         sqlx::query(
-            "insert into charges (id, intent_id) select * from unnest($1::text[], $2::text[])
+            "insert into charges (id, intent_id)
+             select id, intent_id from unnest($1::text[], $2::text[]) as new (id, intent_id)
              on conflict (id) do nothing",
         )
         .bind(charges)
@@ -278,7 +281,8 @@ async fn index_parts(conn: &mut PgConnection, intents: &[Intent]) -> Result<(), 
     }
     if !refunds.is_empty() {
         sqlx::query(
-            "insert into refunds (id, intent_id) select * from unnest($1::text[], $2::text[])
+            "insert into refunds (id, intent_id)
+             select id, intent_id from unnest($1::text[], $2::text[]) as new (id, intent_id)
              on conflict (id) do nothing",
         )
         .bind(refunds)
@@ -292,7 +296,9 @@ async fn index_parts(conn: &mut PgConnection, intents: &[Intent]) -> Result<(), 
 async fn insert_events(conn: &mut PgConnection, events: &[NewEvent]) -> Result<(), sqlx::Error> {
     sqlx::query(
         "insert into events (id, type, created, intent_id, doc)
-         select * from unnest($1::text[], $2::text[], $3::bigint[], $4::text[], $5::jsonb[])",
+         select id, type, created, intent_id, doc
+         from unnest($1::text[], $2::text[], $3::bigint[], $4::text[], $5::jsonb[])
+              as new (id, type, created, intent_id, doc)",
     )
     .bind(events.iter().map(|e| e.id.as_str()).collect::<Vec<_>>())
     .bind(events.iter().map(|e| e.kind).collect::<Vec<_>>())
@@ -347,8 +353,9 @@ async fn insert_kept(conn: &mut PgConnection, kept: &[(String, Kept)]) -> Result
     let status = |k: &Kept| i16::try_from(k.status).unwrap_or(500);
     sqlx::query(
         "insert into idempotency (key, path, fingerprint, request_id, status, body)
-         select * from unnest($1::text[], $2::text[], $3::bytea[], $4::text[], $5::smallint[],
-                              $6::text[])",
+         select key, path, fingerprint, request_id, status, body
+         from unnest($1::text[], $2::text[], $3::bytea[], $4::text[], $5::smallint[], $6::text[])
+              as new (key, path, fingerprint, request_id, status, body)",
     )
     .bind(kept.iter().map(|(key, _)| key.as_str()).collect::<Vec<_>>())
     .bind(

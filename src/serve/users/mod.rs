@@ -29,6 +29,7 @@ use self::{
 };
 use crate::platform::{
     auth::{Jwks, Signer, Verifier},
+    db,
     metrics::Metrics,
     problem::{FieldError, Problem},
     tasks::Tasks,
@@ -37,7 +38,8 @@ use crate::platform::{
 /// The schema of this role.
 pub const SCHEMA: &str = "users";
 /// Its migrations.
-pub static MIGRATOR: crate::platform::db::Migrations = crate::migrations!("users": "0001_users");
+pub static MIGRATOR: crate::platform::db::Migrations =
+    crate::migrations!("users": "0001_users", "0002_leases");
 
 /// How often ended sessions are deleted.
 const SWEEP_EVERY: Duration = Duration::from_secs(600);
@@ -251,6 +253,7 @@ enum Error {
 
 impl From<sqlx::Error> for Error {
     fn from(error: sqlx::Error) -> Self {
+        db::observe(&error);
         Self::Store(error)
     }
 }

@@ -1,8 +1,11 @@
 //! A retry gets the first answer, not a second order.
 
+use std::time::Duration;
+
 use futures_util::future::join_all;
 use serde_json::json;
 use sqlx::Row;
+use ticketping::platform::idempotency;
 
 use super::world::World;
 
@@ -106,7 +109,7 @@ async fn final_answers_are_kept_and_passing_ones_are_not() {
 }
 
 /// The process died after the hold, or after the order: whoever takes the key
-/// over after half a minute finds what it left.
+/// over after five silent seconds finds what it left.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_dead_requests_key_is_taken_over_and_makes_the_same_order() {
     let world = World::new(1, 4).await;
@@ -115,14 +118,14 @@ async fn a_dead_requests_key_is_taken_over_and_makes_the_same_order() {
     let first = world.order(&buyer, body.clone(), Some("k")).await.id();
     let dead = "update idempotency_keys set status = null, body = null, locked_at = now() - make_interval(secs => $1)";
     sqlx::query(dead)
-        .bind(5.0)
+        .bind(2.0)
         .execute(&world.pool)
         .await
         .unwrap();
     let early = world.order(&buyer, body.clone(), Some("k")).await;
     assert_eq!(early.code(), "IDEMPOTENCY_IN_PROGRESS");
     sqlx::query(dead)
-        .bind(31.0)
+        .bind(5.5)
         .execute(&world.pool)
         .await
         .unwrap();
@@ -136,7 +139,7 @@ async fn a_dead_requests_key_is_taken_over_and_makes_the_same_order() {
         sqlx::query(table).execute(&world.pool).await.unwrap();
     }
     sqlx::query(dead)
-        .bind(31.0)
+        .bind(5.5)
         .execute(&world.pool)
         .await
         .unwrap();
@@ -144,4 +147,55 @@ async fn a_dead_requests_key_is_taken_over_and_makes_the_same_order() {
     assert_eq!((after_hold.status.as_u16(), after_hold.id()), (201, first));
     assert_eq!(orders(&world).await, 1);
     world.consistent().await;
+}
+
+/// Slow is not dead: a running request refreshes its key. One that was overtaken all the same (it
+/// was frozen) ends without an answer, and stores none.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_running_request_keeps_its_key_and_an_overtaken_one_ends() {
+    let world = World::new(1, 4).await;
+    let (user, headers) = (uuid::Uuid::now_v7(), |key: &str| {
+        let mut headers = http::HeaderMap::new();
+        headers.insert(idempotency::HEADER, key.parse().unwrap());
+        headers
+    });
+    let run = |key: &'static str, seconds: f64| {
+        let (pool, headers) = (world.pool.clone(), headers(key));
+        async move {
+            let work = move |id: uuid::Uuid, _| async move {
+                tokio::time::sleep(Duration::from_secs_f64(seconds)).await;
+                Ok(idempotency::Answer {
+                    status: http::StatusCode::CREATED,
+                    body: json!({ "id": id }).to_string().into(),
+                    kept: false,
+                })
+            };
+            idempotency::run(&pool, user, &headers, &json!({}), work).await
+        }
+    };
+    let slow = tokio::spawn(run("slow", 7.0));
+    let frozen = tokio::spawn(run("frozen", 7.0));
+    tokio::time::sleep(Duration::from_secs_f64(0.5)).await;
+    // As whoever takes a key over does, which only a silent one allows.
+    let taken = "update idempotency_keys set fence = fence + 1 where key = 'frozen'";
+    sqlx::query(taken).execute(&world.pool).await.unwrap();
+    let overtaken = frozen.await.unwrap().unwrap_err();
+    assert_eq!(overtaken.code(), "IDEMPOTENCY_IN_PROGRESS");
+    let stored = "select status is null from idempotency_keys where key = 'frozen'";
+    let none: bool = sqlx::query_scalar(stored)
+        .fetch_one(&world.pool)
+        .await
+        .unwrap();
+    assert!(none, "an overtaken request stored an answer");
+
+    tokio::time::sleep(Duration::from_secs_f64(4.5)).await;
+    let second = run("slow", 0.0).await.unwrap_err();
+    assert_eq!(
+        second.code(),
+        "IDEMPOTENCY_IN_PROGRESS",
+        "a running request lost its key"
+    );
+    assert_eq!(slow.await.unwrap().unwrap().status(), 201);
+    let replayed = run("slow", 0.0).await.unwrap();
+    assert_eq!(replayed.headers()["idempotency-replayed"], "true");
 }

@@ -81,7 +81,7 @@ const URLS: [&str; 5] = [
     "TICKETPING_RESERVATIONS_URL",
     "TICKETPING_PAYMENTS_URL",
 ];
-const SANDBOX: &str = "stripe-sandbox";
+pub(super) const SANDBOX: &str = "stripe-sandbox";
 
 impl Apart {
     /// Starts them all, and waits until every one of them is ready.
@@ -211,12 +211,12 @@ impl Drop for Apart {
     }
 }
 
-fn random(bytes: usize) -> String {
+pub(super) fn random(bytes: usize) -> String {
     hex::encode((0..bytes).map(|_| rand::random()).collect::<Vec<u8>>())
 }
 
 /// All of what README's table says that a role on its own needs.
-fn environment(
+pub(super) fn environment(
     dir: &Path,
     stores: &Stores,
     ports: &[u16],

@@ -17,6 +17,7 @@ pub mod reaper;
 pub mod server;
 pub mod steps;
 pub mod stripe_mock;
+pub mod twins;
 
 pub use reaper::clean_up;
 

@@ -18,7 +18,7 @@ use ticketping::platform::events::{
     Bus, Event, Figures, HandlerError, KafkaConfig, NewEvent, Outbox, OutboxSignal, Subscription,
     dead, handler, inbox, outbox,
 };
-use ticketping::platform::{db, metrics::Metrics, overview::Health, tasks::Tasks};
+use ticketping::platform::{db, lease, metrics::Metrics, overview::Health, tasks::Tasks};
 use uuid::Uuid;
 
 use crate::harness;
@@ -43,6 +43,7 @@ impl Rig {
             outbox::DDL,
             inbox::DDL,
             dead::DDL,
+            lease::DDL,
             effects,
         ] {
             sqlx::raw_sql(sqlx::AssertSqlSafe(sql))
@@ -428,6 +429,7 @@ async fn a_killed_broker_loses_nothing() {
     rig.produce();
     let figures = rig.consume(&rig.tasks, rig.counting("one"));
     let keys: Vec<Uuid> = (0..10).map(|_| Uuid::now_v7()).collect();
+    let mut back = Instant::now();
     for value in 0..9 {
         for key in &keys {
             rig.say(*key, value).await;
@@ -437,18 +439,29 @@ async fn a_killed_broker_loses_nothing() {
         }
         if value == 3 {
             broker.kill();
+            let killed = Instant::now();
             eventually("the broker is seen to be away", async || {
                 figures
                     .kafka()
                     .is_some_and(|kafka| kafka.state == Health::Down)
             })
             .await;
+            let seen_after = killed.elapsed();
+            assert!(seen_after < Duration::from_secs(6), "{seen_after:?}");
         }
         if value == 6 {
             broker = broker.start_again().await;
+            back = Instant::now();
         }
     }
     rig.until_effects(90).await;
+    // Not the half minute of the client library's own timeouts; the consumer's group has to come
+    // together again.
+    let late = back.elapsed();
+    assert!(
+        late < Duration::from_secs(10),
+        "events came {late:?} after the broker"
+    );
     assert_each_once_in_order(&rig.effects().await, &keys, 9);
     let delivered: Arc<Mutex<i64>> = Arc::default();
     eventually("the outbox is empty", async || {

@@ -104,11 +104,14 @@ fn make(
         .set("enable.auto.commit", "true")
         .set("auto.commit.interval.ms", "500")
         .set("partition.assignment.strategy", "cooperative-sticky")
-        // A dead member's partitions move on after so long: the least that brokers allow unless
-        // told otherwise, and three heartbeats.
+        // The partitions of a member that died, froze or was cut off move on after so long: the
+        // least that brokers allow unless told otherwise, and three heartbeats. Members have no
+        // static id (`group.instance.id`): with one, a member that is started again elsewhere
+        // would be fenced by the frozen one, and a clean leave would free nothing.
         .set("session.timeout.ms", "6000")
         .set("heartbeat.interval.ms", "2000")
         .set("fetch.wait.max.ms", "100")
+        .set("fetch.error.backoff.ms", "250")
         .set("queued.max.messages.kbytes", "4096")
         .set("statistics.interval.ms", STATS_EVERY_MS)
         .create_with_context(context)

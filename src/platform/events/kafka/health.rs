@@ -1,4 +1,4 @@
-//! Whether the brokers answer, for the operator's overview.
+//! Whether the brokers answer: for the operator's overview, and a log line when that changes.
 
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -8,9 +8,9 @@ use tokio_util::sync::CancellationToken;
 use super::Publisher;
 use crate::platform::overview::{Health, Store};
 
-/// An operator sees an outage within this and [`ANSWER_MAX`].
-const EVERY: Duration = Duration::from_secs(3);
-const ANSWER_MAX: Duration = Duration::from_secs(2);
+/// An operator sees an outage within this and [`ANSWER_MAX`]: less than five seconds.
+const EVERY: Duration = Duration::from_secs(2);
+const ANSWER_MAX: Duration = Duration::from_millis(1_500);
 
 /// Asks the brokers again and again who they are, and notes the answer in `seen`.
 pub(in super::super) async fn look(
@@ -18,6 +18,7 @@ pub(in super::super) async fn look(
     seen: Arc<Mutex<Option<Store>>>,
     stop: CancellationToken,
 ) {
+    let mut away_since: Option<Instant> = None;
     loop {
         let publisher = publisher.clone();
         // The client's own call blocks its thread until there is an answer.
@@ -30,11 +31,32 @@ pub(in super::super) async fn look(
             Ok((brokers, took)) => store(brokers, took),
             Err(error) => down(error.to_string()),
         };
+        report(&store, &mut away_since);
         *seen.lock().unwrap_or_else(PoisonError::into_inner) = Some(store);
         tokio::select! {
             () = stop.cancelled() => return,
             () = tokio::time::sleep(EVERY) => {}
         }
+    }
+}
+
+fn report(store: &Store, away_since: &mut Option<Instant>) {
+    match (store.state == Health::Up, *away_since) {
+        (false, None) => {
+            *away_since = Some(Instant::now());
+            tracing::warn!(
+                error = store.detail,
+                "Kafka is away: events wait in the outbox until it is back"
+            );
+        }
+        (true, Some(since)) => {
+            *away_since = None;
+            tracing::info!(
+                away_s = since.elapsed().as_secs(),
+                "Kafka is back: the events that waited are being delivered"
+            );
+        }
+        (true, None) | (false, Some(_)) => {}
     }
 }
 

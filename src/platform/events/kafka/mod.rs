@@ -63,10 +63,19 @@ impl KafkaConfig {
         client
             .set("bootstrap.servers", &self.brokers)
             .set("client.id", "ticketping")
-            // A broker that restarts is back within seconds; so are we.
+            // A broker that restarts is back within seconds; so are we. Nothing below waits for
+            // longer than a few seconds before it tries again: the defaults (30 s and more) are
+            // what makes events late after a broker is back.
             .set("reconnect.backoff.ms", "100")
-            .set("reconnect.backoff.max.ms", "2000")
+            .set("reconnect.backoff.max.ms", "1000")
+            .set("retry.backoff.ms", "100")
+            .set("retry.backoff.max.ms", "1000")
+            // A broker that is frozen or cut off takes connections or packets without a word.
+            .set("socket.connection.setup.timeout.ms", "3000")
+            .set("socket.timeout.ms", "10000")
             .set("socket.keepalive.enable", "true")
+            .set("topic.metadata.refresh.fast.interval.ms", "250")
+            .set("topic.metadata.refresh.interval.ms", "60000")
             .set("allow.auto.create.topics", "false");
         client
     }

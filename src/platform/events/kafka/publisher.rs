@@ -126,6 +126,8 @@ fn make(config: &KafkaConfig) -> Result<FutureProducer, String> {
         // Events are waited for one by one: no time is spent on filling batches.
         .set("linger.ms", "0")
         .set("message.timeout.ms", "30000")
+        // Of one try: a broker that took a request and froze is asked again after so long.
+        .set("request.timeout.ms", "5000")
         // The partition of a key, the same as Java's producers choose.
         .set("partitioner", "murmur2_random")
         .create()
