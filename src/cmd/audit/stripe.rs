@@ -10,6 +10,7 @@ use sqlx::{PgPool, Row};
 
 use super::Check;
 use crate::platform::{
+    currency::from_stripe,
     secret::Secret,
     upstream::{HttpClient, http_client},
 };
@@ -29,12 +30,24 @@ struct Line {
     created: i64,
     captured: i64,
     refunded: i64,
+    currency: String,
+}
+
+impl Line {
+    /// In our unit.
+    fn ours(mut self) -> Self {
+        self.captured = from_stripe(self.captured, &self.currency);
+        self.refunded = from_stripe(self.refunded, &self.currency);
+        self
+    }
 }
 
 struct Paid {
     id: String,
     state: String,
-    amount: i64,
+    /// What it captured, as payments knows it.
+    captured: i64,
+    /// Given back, or on its way.
     refunded: i64,
 }
 
@@ -91,7 +104,7 @@ pub(super) async fn check(
 }
 
 fn differs(line: &Line, p: &Paid) -> Option<String> {
-    let captured = if p.state == "SUCCEEDED" { p.amount } else { 0 };
+    let captured = p.captured;
     if line.captured == captured && line.refunded == p.refunded && line.refunded <= line.captured {
         return None;
     }
@@ -103,9 +116,10 @@ fn differs(line: &Line, p: &Paid) -> Option<String> {
 
 async fn payments(pool: &PgPool) -> sqlx::Result<HashMap<String, Paid>> {
     let rows = sqlx::query(
-        "select p.intent_id, p.id::text as id, p.state, p.amount,
-             greatest(p.refunded_amount, coalesce(
-                 (select r.amount from payments.refunds r where r.payment_id = p.id and r.state = 'SUCCEEDED'), 0)) as refunded
+        "select p.intent_id, p.id::text as id, p.state,
+             coalesce(p.captured_amount, case when p.state = 'SUCCEEDED' then p.amount else 0 end) as captured,
+             greatest(p.refunded_amount, coalesce((select sum(s.amount) from payments.stripe_refunds s
+                 where s.payment_id = p.id and s.status <> 'FAILED'), 0))::bigint as refunded
          from payments.payments p where p.intent_id is not null",
     )
     .fetch_all(pool)
@@ -115,7 +129,7 @@ async fn payments(pool: &PgPool) -> sqlx::Result<HashMap<String, Paid>> {
             let paid = Paid {
                 id: row.try_get("id")?,
                 state: row.try_get("state")?,
-                amount: row.try_get("amount")?,
+                captured: row.try_get("captured")?,
                 refunded: row.try_get("refunded")?,
             };
             Ok((row.try_get("intent_id")?, paid))
@@ -132,7 +146,7 @@ async fn ledger(url: &str, key: &Secret) -> Result<Option<Vec<Line>>, String> {
         let Some(page) = page(&client, url, key, after).await? else {
             return Ok(None);
         };
-        lines.extend(page.data);
+        lines.extend(page.data.into_iter().map(Line::ours));
         match page.next {
             Some(next) => after = next,
             None => return Ok(Some(lines)),

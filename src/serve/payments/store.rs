@@ -7,7 +7,7 @@ use sqlx::postgres::{PgTypeInfo, PgValueRef};
 use sqlx::{PgConnection, PgPool, Postgres};
 use uuid::Uuid;
 
-use super::machine::PaymentState;
+use super::machine::{PaymentState, Seen};
 use super::stripe::{Intent, NewIntent};
 use super::worker::Look;
 use crate::platform::{
@@ -38,6 +38,11 @@ pub struct Payment {
     pub created_at: DateTime<Utc>,
     pub succeeded_at: Option<DateTime<Utc>>,
     pub checks: i32,
+    /// What Stripe took, where it may be another amount or currency than was asked for.
+    pub captured_amount: Option<i64>,
+    pub captured_currency: Option<String>,
+    pub refund_version: i64,
+    pub dispute_state: Option<String>,
 }
 
 crate::from_row!(Payment {
@@ -60,7 +65,11 @@ crate::from_row!(Payment {
     cleanup,
     created_at,
     succeeded_at,
-    checks
+    checks,
+    captured_amount,
+    captured_currency,
+    refund_version,
+    dispute_state
 });
 
 /// The columns of a [`Payment`], by name and of a fixed type: neither a new column nor a wider
@@ -70,7 +79,8 @@ macro_rules! payment_columns {
         "id, order_id, user_id, performance_id, state, amount::bigint as amount, currency, \
          refunded_amount::bigint as refunded_amount, description, attempt::int as attempt, \
          attempted_at, intent_id, client_secret, failure_code, failure_message, \
-         cancel_requested_at, cleanup, created_at, succeeded_at, checks::int as checks"
+         cancel_requested_at, cleanup, created_at, succeeded_at, checks::int as checks, \
+         captured_amount, captured_currency, refund_version, dispute_state"
     };
 }
 pub(super) use payment_columns;
@@ -98,6 +108,16 @@ impl<'r> sqlx::Decode<'r, Postgres> for State {
 impl Payment {
     pub fn state(&self) -> PaymentState {
         self.state.0
+    }
+
+    /// What Stripe took, or would take.
+    pub fn captured(&self) -> i64 {
+        self.captured_amount.unwrap_or(self.amount)
+    }
+
+    /// The currency of [`Self::captured`].
+    pub fn captured_currency(&self) -> &str {
+        self.captured_currency.as_deref().unwrap_or(&self.currency)
     }
 
     /// What Stripe is asked to make; the same on every try of this attempt.
@@ -142,7 +162,10 @@ impl Payment {
         )
     }
 
-    pub fn said_refunded(&self, amount: i64) -> NewEvent {
+    /// `payment.refunded`: the refunds as they stand. The amount may have fallen; the version
+    /// orders the news.
+    pub fn said_refunded(&self, refunds: serde_json::Value) -> NewEvent {
+        let (amount, captured) = (self.refunded_amount, self.captured());
         NewEvent::new(
             "payment.refunded",
             self.order_id,
@@ -150,7 +173,10 @@ impl Payment {
                 "paymentId": self.id,
                 "orderId": self.order_id,
                 "amount": amount,
-                "full": amount >= self.amount,
+                "captured": captured,
+                "full": captured > 0 && amount >= captured,
+                "version": self.refund_version,
+                "refunds": refunds,
             }),
         )
     }
@@ -291,6 +317,7 @@ pub async fn set_state(
     state: PaymentState,
     intent: &Intent,
 ) -> sqlx::Result<Payment> {
+    let paid = intent.seen == Seen::Paid;
     sqlx::query_as(concat!(
         "update payments set
              state = $2,
@@ -299,6 +326,8 @@ pub async fn set_state(
              failure_code = $5, failure_message = $6,
              succeeded_at = case when $2 = 'SUCCEEDED' then coalesce(succeeded_at, now()) end,
              cleanup = cleanup and $2 = 'CANCELLED',
+             captured_amount = coalesce(captured_amount, $7),
+             captured_currency = coalesce(captured_currency, $8),
              updated_at = now()
          where id = $1 returning ",
         payment_columns!()
@@ -309,6 +338,8 @@ pub async fn set_state(
     .bind(&intent.client_secret)
     .bind(&intent.failure_code)
     .bind(&intent.failure_message)
+    .bind(paid.then_some(intent.amount_received))
+    .bind(paid.then_some(&intent.currency))
     .fetch_one(conn)
     .await
 }
