@@ -12,12 +12,13 @@ mod cancel;
 mod config;
 mod disputes;
 mod http;
-mod looks;
 mod machine;
 mod overview;
+mod poller;
 mod refunds;
 mod settle;
 mod signature;
+mod single_flight;
 mod store;
 mod stripe;
 mod webhook;
@@ -37,9 +38,9 @@ use uuid::Uuid;
 
 pub use self::config::{Config, Settings};
 pub use self::http::{WEBHOOK_BODY_MAX, router, routes};
-use self::looks::Looks;
 use self::machine::PaymentState;
 use self::signature::Refused;
+use self::single_flight::SingleFlight;
 use self::stripe::{Stripe, StripeFailure};
 use crate::platform::alarms::Alarms;
 use crate::platform::auth::{InternalSecret, Verifier};
@@ -79,6 +80,8 @@ struct Counters {
     states: Family<ByState, Counter>,
     alarms: Counter,
     claims_failed: Family<ByKind, Counter>,
+    /// Events that were found in Stripe's list.
+    polled: Counter,
 }
 
 impl Counters {
@@ -96,6 +99,11 @@ impl Counters {
     }
 }
 
+/// Does this key of Stripe's move real money?
+pub fn moves_real_money(key: &str) -> bool {
+    stripe::is_live(key)
+}
+
 /// The state of this role. Cheap to clone.
 #[derive(Clone)]
 pub struct Payments {
@@ -108,7 +116,12 @@ pub struct Payments {
     signal: OutboxSignal,
     /// Wakes the worker.
     worker: Arc<Notify>,
-    looks: Arc<Looks>,
+    /// Wakes the reader of Stripe's list of events: somebody waits for news.
+    news: Arc<Notify>,
+    /// Intents being made by this instance.
+    creates: Arc<SingleFlight<begin::Made>>,
+    /// When the last refused webhook was noted.
+    refusals: Arc<webhook::Refusals>,
     counters: Counters,
     totals: Arc<overview::Totals>,
     events: Watch,
@@ -153,6 +166,11 @@ impl Payments {
                 "Times that due work could not be claimed",
                 c.claims_failed,
             );
+            registry.register(
+                "payments_events_polled",
+                "Events found in Stripe's list before a webhook brought them",
+                c.polled,
+            );
         });
         Ok(Self {
             alarms: Alarms::new(SCHEMA, pool.clone()),
@@ -164,7 +182,9 @@ impl Payments {
             config: Arc::new(settings),
             signal: OutboxSignal::new(),
             worker: Arc::default(),
-            looks: Arc::default(),
+            news: Arc::default(),
+            creates: Arc::default(),
+            refusals: Arc::default(),
             counters,
             totals: Arc::default(),
             events: Watch::default(),
@@ -203,6 +223,10 @@ pub fn tasks(payments: &Payments, tasks: &Tasks) {
     );
     tasks.spawn("payments.stripe-shares", move || {
         stripe::shares::run(stripe.clone(), pool.clone(), stop.clone())
+    });
+    let (state, stop) = (payments.clone(), tasks.token());
+    tasks.spawn("payments.stripe-events", move || {
+        poller::run(state.clone(), stop.clone())
     });
     let stripe = payments.stripe.clone();
     tasks.every("payments.stripe-health", STRIPE_LOOK_EVERY, move || {
@@ -291,6 +315,8 @@ pub(crate) enum Error {
     PaymentNotFound,
     HoldExpired,
     OrderNotPayable,
+    /// Stripe does not take this payment, and never will; its code for why.
+    ProviderRefused(String),
     BadSignature(Refused),
     BadWebhook(&'static str),
     Reservations(UpstreamError),
@@ -327,6 +353,15 @@ impl From<Error> for Problem {
                     "PAYMENT_PROVIDER_REFUSED",
                     "The payment provider does not take this payment. Nothing was charged.",
                 )
+            }
+            Error::ProviderRefused(code) => {
+                return Self::new(
+                    StatusCode::CONFLICT,
+                    "PAYMENT_PROVIDER_REFUSED",
+                    format!(
+                        "The payment provider does not take this payment ({code}), and trying again cannot help. Nothing was charged, and the seats are free again."
+                    ),
+                );
             }
             Error::OrderNotFound => (
                 StatusCode::NOT_FOUND,

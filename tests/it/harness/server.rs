@@ -247,7 +247,8 @@ impl Server {
         (code, format!("{out}{err}"))
     }
 
-    fn stripe_headers(&self) -> [(&'static str, String); 2] {
+    /// What a call to the sandbox carries.
+    pub fn stripe_headers(&self) -> [(&'static str, String); 2] {
         [
             ("authorization", format!("Bearer {}", self.key)),
             (
