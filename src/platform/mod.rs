@@ -23,6 +23,7 @@ pub mod problem;
 pub mod readiness;
 pub mod redis;
 pub mod repeat;
+pub mod scans;
 pub mod secret;
 pub mod tasks;
 pub mod telemetry;

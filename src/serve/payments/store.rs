@@ -4,10 +4,14 @@
 use chrono::{DateTime, Utc};
 use serde_json::json;
 use sqlx::postgres::{PgTypeInfo, PgValueRef};
+use sqlx::types::Json;
 use sqlx::{PgConnection, PgPool, Postgres};
 use uuid::Uuid;
 
+use std::collections::BTreeMap;
+
 use super::machine::{PaymentState, Seen};
+use super::{disputes, refunds};
 use super::stripe::{Intent, NewIntent};
 use super::worker::Look;
 use crate::platform::{
@@ -43,6 +47,14 @@ pub struct Payment {
     pub captured_currency: Option<String>,
     pub refund_version: i64,
     pub dispute_state: Option<String>,
+    /// Grows with each change that is told of the disputes.
+    pub dispute_version: i64,
+    /// What the intent's metadata says beyond the ids above.
+    pub metadata: Option<Json<BTreeMap<String, String>>>,
+    /// Since when reservations is known to have accounted for this capture.
+    pub accounted_at: Option<DateTime<Utc>>,
+    /// How often it was asked in vain.
+    pub account_tries: i32,
 }
 
 crate::from_row!(Payment {
@@ -69,7 +81,11 @@ crate::from_row!(Payment {
     captured_amount,
     captured_currency,
     refund_version,
-    dispute_state
+    dispute_state,
+    dispute_version,
+    metadata,
+    accounted_at,
+    account_tries
 });
 
 /// The columns of a [`Payment`], by name and of a fixed type: neither a new column nor a wider
@@ -80,7 +96,8 @@ macro_rules! payment_columns {
          refunded_amount::bigint as refunded_amount, description, attempt::int as attempt, \
          attempted_at, intent_id, client_secret, failure_code, failure_message, \
          cancel_requested_at, cleanup, created_at, succeeded_at, checks::int as checks, \
-         captured_amount, captured_currency, refund_version, dispute_state"
+         captured_amount, captured_currency, refund_version, dispute_state, dispute_version, \
+         metadata, accounted_at, account_tries::int as account_tries"
     };
 }
 pub(super) use payment_columns;
@@ -137,6 +154,7 @@ impl Payment {
             currency: self.currency.clone(),
             description: self.description.clone(),
             attempt: self.attempt,
+            extra: self.metadata.clone().map(|Json(m)| m).unwrap_or_default(),
         }
     }
 
@@ -197,6 +215,7 @@ pub struct NewPayment {
     pub amount: i64,
     pub currency: String,
     pub description: String,
+    pub metadata: BTreeMap<String, String>,
     pub check_after_s: f64,
 }
 
@@ -267,9 +286,9 @@ pub async fn note_attempt(
 ) -> sqlx::Result<(Payment, bool)> {
     let made = sqlx::query(
         "insert into payments (id, order_id, user_id, performance_id, state, amount, currency,
-                               description, next_check_at, creating_until)
+                               description, next_check_at, creating_until, metadata)
          values ($1, $2, $3, $4, 'CREATING', $5, $6, $7, now() + make_interval(secs => $8),
-                 now() + make_interval(secs => $9))
+                 now() + make_interval(secs => $9), $10)
          on conflict on constraint one_payment_an_order do nothing",
     )
     .bind(new.id)
@@ -281,6 +300,7 @@ pub async fn note_attempt(
     .bind(&new.description)
     .bind(new.check_after_s)
     .bind(CREATE_LEASE_S)
+    .bind(Json(&new.metadata))
     .execute(&mut *conn)
     .await?;
     let payment = sqlx::query_as(concat!(
@@ -538,4 +558,53 @@ pub fn about<'a>(
 /// Says what happened, in the transaction of it.
 pub async fn say(conn: &mut PgConnection, event: &NewEvent) -> sqlx::Result<()> {
     outbox::append(conn, event).await
+}
+
+/// Says again what is final: the consumer knows what it has seen.
+pub async fn say_again(conn: &mut PgConnection, payment: &Payment) -> sqlx::Result<()> {
+    match payment.state() {
+        PaymentState::Succeeded => {
+            say(conn, &payment.said("payment.succeeded")).await?;
+            refunds::publish_again(conn, payment).await?;
+            disputes::publish_again(conn, payment).await
+        }
+        PaymentState::Cancelled => say(conn, &payment.said_cancelled()).await,
+        PaymentState::Creating
+        | PaymentState::RequiresPayment
+        | PaymentState::Failed
+        | PaymentState::Processing => Ok(()),
+    }
+}
+
+/// Captures that reservations is not known to have accounted for, and whose time has come.
+pub async fn unaccounted(pool: &PgPool, limit: i64) -> sqlx::Result<Vec<Payment>> {
+    sqlx::query_as(concat!("select ", payment_columns!(), " from payments
+         where state = 'SUCCEEDED' and accounted_at is null and account_after <= now()
+         order by account_after limit $1"))
+    .bind(limit)
+    .fetch_all(pool)
+    .await
+}
+
+/// The payments of these orders.
+pub async fn by_orders(pool: &PgPool, orders: &[Uuid]) -> sqlx::Result<Vec<Payment>> {
+    sqlx::query_as(concat!("select ", payment_columns!(), " from payments
+         where order_id = any($1)"))
+        .bind(orders)
+        .fetch_all(pool)
+        .await
+}
+
+/// The payments of these intents, or of these ids.
+pub async fn by_intents(
+    pool: &PgPool,
+    intents: &[String],
+    ids: &[Uuid],
+) -> sqlx::Result<Vec<Payment>> {
+    sqlx::query_as(concat!("select ", payment_columns!(), " from payments
+         where intent_id = any($1) or id = any($2)"))
+        .bind(intents)
+        .bind(ids)
+        .fetch_all(pool)
+        .await
 }

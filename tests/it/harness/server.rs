@@ -247,6 +247,15 @@ impl Server {
         (code, format!("{out}{err}"))
     }
 
+    /// A call with the secret key.
+    pub async fn at_stripe(&self, path: &str, body: String) -> Reply {
+        let headers = self.stripe_headers();
+        let headers: Vec<(&str, &str)> = headers.iter().map(|(k, v)| (*k, v.as_str())).collect();
+        (self.sale.stripe)
+            .send(Method::POST, path, &headers, body)
+            .await
+    }
+
     /// What a call to the sandbox carries.
     pub fn stripe_headers(&self) -> [(&'static str, String); 2] {
         [

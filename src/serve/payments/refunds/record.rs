@@ -220,6 +220,19 @@ pub(in super::super) async fn publish(conn: &mut PgConnection, payment: Uuid) ->
     store::say(conn, &payment.said_refunded(refunds)).await
 }
 
+/// Tells once more what was told last, under the version that it had: a consumer that has heard it
+/// ignores it.
+pub(in super::super) async fn publish_again(
+    conn: &mut PgConnection,
+    payment: &Payment,
+) -> sqlx::Result<()> {
+    if payment.refund_version == 0 {
+        return Ok(());
+    }
+    let refunds = snapshot(conn, payment.id).await?;
+    store::say(conn, &payment.said_refunded(refunds)).await
+}
+
 /// Ours as reservations asked for them, then those made at Stripe.
 async fn snapshot(conn: &mut PgConnection, payment: Uuid) -> sqlx::Result<Value> {
     // What others gave back for us is COVERED: it stands in the list as theirs.

@@ -9,6 +9,7 @@ mod budget;
 mod calls;
 mod disputes;
 mod events;
+mod lists;
 mod seen;
 pub mod shares;
 
@@ -29,6 +30,7 @@ pub use self::budget::{Budget, Class, Limits, StripeRate};
 pub use self::calls::{Intent, NewIntent, PaymentMethods, RefundState, StripeRefund};
 pub use self::disputes::StripeDispute;
 pub use self::events::{PAGE, Start};
+pub use self::lists::{ListedIntent, Page, Stretch};
 use self::seen::Seen;
 use crate::platform::{
     secret::Secret,
