@@ -37,6 +37,12 @@ pub struct Facts {
     pub total_seats: i64,
     /// Which schedules those are.
     pub schedule_ids: Vec<uuid::Uuid>,
+    /// Seats of the schedules that are still sold, and which those are.
+    #[serde(default)]
+    pub open_seats: Option<i64>,
+    /// See `open_seats`.
+    #[serde(default)]
+    pub open_schedule_ids: Option<Vec<uuid::Uuid>>,
 }
 
 /// Settings and facts, together in force.

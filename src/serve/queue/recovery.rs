@@ -196,7 +196,9 @@ impl State {
     ) -> Result<Start, Error> {
         let rules = live.rules.load_full();
         let capacity = rules.facts.total_seats;
-        let remaining = (capacity - self.sold(live.id).await?).max(0);
+        // Of what is still sold: seats of a schedule whose sales have ended remain for nobody.
+        let open = rules.facts.open_seats.unwrap_or(capacity);
+        let remaining = (open - self.sold(live.id).await?).max(0);
         let mut fields = rules.fields();
         fields.push(("settings", rules.settings.version.to_string()));
         fields.push(("capacity", capacity.to_string()));
@@ -225,7 +227,9 @@ impl State {
             served: opened.lost_served,
             recover_ms,
             fields,
-            schedules: rules.facts.schedule_ids.clone(),
+            schedules: (rules.facts.open_schedule_ids.as_ref())
+                .unwrap_or(&rules.facts.schedule_ids)
+                .clone(),
         })
     }
 

@@ -22,7 +22,7 @@ const SWEEP_MS: u64 = 1_000;
 const IDLE_MS: u64 = 10_000;
 /// How often changed settings are looked for.
 const RULES_EVERY: Duration = Duration::from_millis(500);
-/// How often a performance's facts are read again: another role's, so not seen by version.
+/// How often a performance's facts are read again, should a change of them have gone unheard.
 const FACTS_EVERY: Duration = Duration::from_secs(5);
 /// How often queues that live elsewhere are looked for.
 const ADOPT_EVERY: Duration = Duration::from_secs(10);
@@ -59,6 +59,7 @@ pub fn tasks(state: &State, tasks: &Tasks) {
             state.watch_dead_letters().await;
         }
     });
+    super::catalogue::start(state, tasks);
     wake::start(state, tasks);
     let (ending, draining) = (state.clone(), tasks.draining());
     tasks.spawn_once("queue.streams", move || {
@@ -148,7 +149,7 @@ impl State {
         }
     }
 
-    async fn refresh(&self, live: &Arc<Live>) {
+    pub(super) async fn refresh(&self, live: &Arc<Live>) {
         match self.refresh_rules(live).await {
             Ok(()) => {}
             Err(Error::NotFound) => {

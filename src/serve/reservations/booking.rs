@@ -237,6 +237,14 @@ impl Reservations {
                     ),
                 ));
             }
+            Held::SalesEnded => {
+                return Err(Problem::new(
+                    StatusCode::CONFLICT,
+                    "SALES_ENDED",
+                    "Tickets of this schedule are not sold any more.",
+                )
+                .with("salesEndAt", serde_json::json!(catalogue.sales_end_at)));
+            }
             Held::Exhausted => {
                 return Err(Problem::new(
                     StatusCode::CONFLICT,
@@ -280,6 +288,8 @@ impl Reservations {
             limit: self.config.seat_limit,
             place: Some((asked.place.epoch, asked.place.number)),
             counted: None,
+            sales_end_ms: catalogue.sales_end_at.timestamp_millis(),
+            starts_ms: catalogue.starts_at.timestamp_millis(),
             pick,
         };
         let mut redis = self.redis.clone();

@@ -54,6 +54,7 @@ pub use self::{
 use crate::platform::{
     alarms::Alarms,
     auth::{InternalSecret, Verifier},
+    catalogue_changes::{self, Follower},
     events::{Outbox, OutboxSignal, Watch},
     idempotency,
     metrics::Metrics,
@@ -159,6 +160,7 @@ pub struct Inner {
     tickets: TicketKey,
     secret: InternalSecret,
     payments: Upstream,
+    performances: Upstream,
     catalogues: Catalogues,
     maps: SeatMaps,
     writer: Writer,
@@ -219,7 +221,8 @@ impl Reservations {
             tickets: deps.tickets,
             secret: deps.secret,
             payments: deps.payments,
-            catalogues: Catalogues::new(deps.performances),
+            catalogues: Catalogues::new(deps.performances.clone()),
+            performances: deps.performances,
             maps: SeatMaps::default(),
             signal: OutboxSignal::new(),
             figures: Figures::new(&deps.metrics),
@@ -283,6 +286,7 @@ impl Reservations {
                 self.figures.repaired.inc_by(count as u64);
             }
             Err(error) => {
+                self.figures.repair_failures.inc();
                 tracing::warn!(performance.id = %performance, %error, "the repair of seats comes again");
             }
         }
@@ -308,13 +312,47 @@ impl Reservations {
         let live: Vec<String> = match redis.smembers(self.live_key()).await {
             Ok(live) => live,
             Err(error) => {
-                tracing::warn!(%error, "the repair of all seats comes again");
+                self.figures.repair_failures.inc();
+                tracing::warn!(%error, "cannot list the performances whose seats are in Redis; their repair comes again");
                 return;
             }
         };
-        for performance in live.iter().filter_map(|p| p.parse().ok()) {
-            self.repair_logged(performance).await;
+        for name in live {
+            match name.parse() {
+                Ok(performance) => self.repair_logged(performance).await,
+                Err(error) => {
+                    self.figures.repair_failures.inc();
+                    tracing::error!(name, %error, "an entry of the set of live performances is no id");
+                }
+            }
         }
+    }
+
+    /// Changed prices, times and ends of sales take effect here: what is cached is asked for again, and the seats that are
+    /// not sold are counted anew.
+    pub async fn follow_catalogue(&self, follower: &mut Follower) {
+        let Some(changes) = follower.next_logged("reservations").await else {
+            return;
+        };
+        if changes.reset {
+            self.catalogues.changed(None);
+        }
+        let changed: HashSet<Uuid> = changes.changed.iter().map(|c| c.performance_id).collect();
+        for performance in &changed {
+            self.catalogues.changed(Some(*performance));
+        }
+        for performance in changed.into_iter().chain(changes.ended) {
+            if let Err(error) = self.recount(performance).await {
+                self.figures.repair_failures.inc();
+                tracing::warn!(performance.id = %performance, %error, "the seats that remain are counted again within a minute");
+                self.repair_soon(performance);
+            }
+        }
+    }
+
+    /// Asks performances for changes, from now on.
+    pub fn catalogue_follower(&self) -> Follower {
+        Follower::new(self.performances.clone())
     }
 }
 
@@ -346,6 +384,12 @@ pub fn tasks(state: &Reservations, tasks: &Tasks) {
         async move { this.repair_all().await }
     });
     reconcilers(state, tasks);
+    let (this, follower) = (state.clone(), state.catalogue_follower());
+    let follower = Arc::new(Mutex::new(follower));
+    tasks.every("catalogue-changes", catalogue_changes::EVERY, move || {
+        let (this, follower) = (this.clone(), follower.clone());
+        async move { this.follow_catalogue(&mut *follower.lock().await).await }
+    });
     let pool = state.pool.clone();
     tasks.every("idempotency-keys", Duration::from_secs(600), move || {
         let pool = pool.clone();

@@ -196,7 +196,8 @@ async fn decide(conn: &mut PgConnection, row: &Row, cause: &Cause) -> Result<Ste
             if *user != row.user_id {
                 return Err(StepError::NotFound);
             }
-            if status == Status::Pending && row.expires_at <= row.now {
+            let over = row.expires_at <= row.now || row.starts_at <= row.now;
+            if status == Status::Pending && over {
                 return Err(StepError::Refused(Refusal::HoldEnded));
             }
             Happening::PaymentBegun
@@ -280,10 +281,11 @@ async fn to(
     cause: &Cause,
 ) -> Result<(), sqlx::Error> {
     if status == Status::Paying {
-        // The one renewal: the buyer has a whole hold's time to pay.
+        // The one renewal: the buyer has a whole hold's time to pay, though never beyond the beginning of the show.
         sqlx::query(
             "update orders set state = 'PAYING', version = version + 1,
-                 expires_at = greatest(expires_at, now() + make_interval(secs => hold_ttl_ms / 1000.0))
+                 expires_at = greatest(expires_at,
+                     least(starts_at, now() + make_interval(secs => hold_ttl_ms / 1000.0)))
              where id = $1",
         )
         .bind(row.id)

@@ -10,6 +10,7 @@ mod money;
 mod races;
 mod rebuild;
 mod recovery;
+mod sales;
 mod tickets;
 mod turns;
 mod world;

@@ -69,6 +69,7 @@ fn foreseen(op: Op, code: &str) -> bool {
             "SEATS_TAKEN"
                 | "SEAT_LIMIT_EXCEEDED"
                 | "HOLDS_EXHAUSTED"
+                | "SALES_ENDED"
                 | "QUEUE_TOKEN_EXPIRED"
                 | "SOLD_OUT"
         ),
