@@ -141,6 +141,8 @@ pub struct Deps {
     pub performances: Upstream,
     /// Cancels payments.
     pub payments: Upstream,
+    /// Brings places back after a loss of Redis.
+    pub queue: Upstream,
     /// Where the role's metrics go.
     pub metrics: Metrics,
 }
@@ -161,6 +163,7 @@ pub struct Inner {
     secret: InternalSecret,
     payments: Upstream,
     performances: Upstream,
+    queue: Upstream,
     catalogues: Catalogues,
     maps: SeatMaps,
     writer: Writer,
@@ -221,6 +224,7 @@ impl Reservations {
             tickets: deps.tickets,
             secret: deps.secret,
             payments: deps.payments,
+            queue: deps.queue,
             catalogues: Catalogues::new(deps.performances.clone()),
             performances: deps.performances,
             maps: SeatMaps::default(),
