@@ -4,6 +4,7 @@
 pub mod alarms;
 pub mod auth;
 pub mod db;
+pub mod descriptors;
 mod eddsa;
 pub mod edge;
 pub mod embedded;
@@ -15,6 +16,7 @@ pub mod http;
 pub mod idempotency;
 pub mod keyspace_listener;
 pub mod metrics;
+pub mod net;
 pub mod overview;
 pub mod place;
 pub mod problem;

@@ -12,6 +12,7 @@ mod harness;
 mod booking;
 mod chaos;
 mod compose;
+mod edge;
 mod embedded;
 mod events;
 mod external_services;

@@ -23,13 +23,14 @@ use sqlx::PgPool;
 
 pub use self::http::{router, routes};
 use self::{
-    address::{Net, TrustedProxies},
+    address::TrustedProxies,
     password::{HashError, Passwords},
     throttle::{AddressLimit, LoginThrottle},
 };
 use crate::platform::{
     auth::{Jwks, Signer, Verifier},
     metrics::Metrics,
+    net::Net,
     problem::{FieldError, Problem},
     tasks::Tasks,
 };
