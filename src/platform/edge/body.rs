@@ -1,4 +1,4 @@
-//! Bodies as the edge hands them on: requests' within a time limit, event streams' with an end.
+//! Bodies of requests, within a time limit.
 
 use std::{
     future::Future,
@@ -13,11 +13,9 @@ use std::{
 
 use axum::body::Body;
 use bytes::{Bytes, BytesMut};
-use futures_util::{StreamExt, stream};
 use http::Request;
 use hyper::body::{Body as _, Frame, SizeHint};
 use tokio::time::Sleep;
-use tokio_util::sync::CancellationToken;
 
 /// A body is handed on in pieces of at least so many bytes: one sent a byte at a time costs its
 /// reader, which keeps the pieces, a hundred times its length otherwise.
@@ -156,21 +154,4 @@ impl hyper::body::Body for Watched {
             None => inner,
         }
     }
-}
-
-/// The event stream `body`, which ends after `within`, or with the server, in order: the client
-/// is told to connect again, at a moment that spreads the crowd.
-pub(super) fn ending(body: Body, within: Duration, stop: CancellationToken) -> Body {
-    let over = async move {
-        tokio::select! {
-            () = tokio::time::sleep(within) => {}
-            () = stop.cancelled_owned() => {}
-        }
-    };
-    let retry = stream::once(async {
-        let ms = rand::random_range(1_000..5_000);
-        Ok(Bytes::from(format!("retry: {ms}\n\n")))
-    });
-    let events = body.into_data_stream().take_until(Box::pin(over));
-    Body::from_stream(events.chain(retry))
 }

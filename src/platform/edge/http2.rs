@@ -40,6 +40,7 @@ use super::{
     limits::{AGE_MAX, Limits, TARGET_MAX},
     registry::Handle,
 };
+use crate::platform::event_stream::is_event_stream;
 
 /// Requests in flight on one connection.
 const STREAMS_MAX: u32 = 32;
@@ -312,7 +313,7 @@ async fn answer<H: Handler>(
     }
     let response = edge.later(request.map(Body::new), peer).await;
     drop(bodies);
-    if !super::is_event_stream(response.headers()) {
+    if !is_event_stream(response.headers()) {
         active._turn = turn.take();
     }
     drop(turn);
@@ -351,7 +352,7 @@ fn taken(response: Response, active: Active) -> Response<Taken> {
         unsent: AtomicUsize::new(0),
         at_ms: AtomicU64::new(load.now_ms()),
         begun: Instant::now(),
-        is_stream: super::is_event_stream(&parts.headers),
+        is_stream: is_event_stream(&parts.headers),
         is_done: AtomicBool::new(false),
     });
     let mut answers = load.lock();

@@ -41,7 +41,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::Instrument;
 
 use self::{
-    body::{Arrived, ending},
+    body::Arrived,
     stats::{HttpStats, ROUTES, route_index},
 };
 pub use self::{
@@ -50,6 +50,7 @@ pub use self::{
     server::{Options, bind, serve, serve_with},
 };
 use super::{
+    event_stream,
     metrics::Metrics,
     problem::Problem,
     telemetry::traces::{self, Trust},
@@ -123,8 +124,6 @@ pub struct Edge<H> {
     /// `Strict-Transport-Security` of every answer.
     hsts: Option<HeaderValue>,
     limits: Limits,
-    /// Ends event streams.
-    stop: CancellationToken,
     leaving: CancellationToken,
 }
 
@@ -186,7 +185,6 @@ impl<H: Handler> Edge<H> {
             traced: None,
             hsts: None,
             limits: Limits::default(),
-            stop: CancellationToken::new(),
             leaving: CancellationToken::new(),
         }
     }
@@ -280,10 +278,7 @@ impl<H: Handler> Edge<H> {
             log(&method, &path, status, begun, id, cause);
         });
         drop(span);
-        if is_event_stream(response.headers()) {
-            return response.map(|body| ending(body, self.limits.stream, self.stop.clone()));
-        }
-        response
+        event_stream::at_most(response, self.limits.stream)
     }
 
     /// What every answer carries.
@@ -346,11 +341,6 @@ fn body_too_slow() -> Problem {
 /// 408.
 fn too_slow(detail: &str) -> Problem {
     Problem::new(StatusCode::REQUEST_TIMEOUT, "REQUEST_TIMEOUT", detail)
-}
-
-fn is_event_stream(headers: &HeaderMap) -> bool {
-    let kind = headers.get(header::CONTENT_TYPE);
-    kind.is_some_and(|kind| kind.as_bytes().starts_with(b"text/event-stream"))
 }
 
 /// A problem is rendered again with the request's id in its body; anything else stays.

@@ -107,7 +107,6 @@ pub async fn serve_with<H: Handler>(
     let registry = Registry::new(limits, options.trusted_proxies, counters);
     edge.hsts = options.tls.as_ref().and_then(Tls::hsts);
     edge.limits = limits;
-    edge.stop = stop.clone();
     let speaker = Arc::new(Speaker {
         edge,
         http2: http2::builder(),

@@ -19,6 +19,15 @@ const MISSING_MS: u64 = 500;
 /// Made-up ids must not fill memory.
 const MISSING_MAX: usize = 10_000;
 
+/// A queue that is being read for the first time, until dropped.
+struct Loading<'a>(&'a State, Uuid);
+
+impl Drop for Loading<'_> {
+    fn drop(&mut self) {
+        self.0.loading().remove(&self.1);
+    }
+}
+
 #[derive(Deserialize)]
 struct Sold {
     sold: i64,
@@ -56,21 +65,21 @@ impl State {
 
     /// The same, though nobody has asked for it yet.
     pub(super) async fn load_unasked(&self, performance: Uuid) -> Result<Arc<Live>, Error> {
-        let gate = self
-            .0
-            .loading
-            .lock()
-            .await
-            .entry(performance)
-            .or_default()
-            .clone();
+        let gate = self.loading().entry(performance).or_default().clone();
+        // A request that is given up while it loads leaves nothing behind either.
+        let _loading = Loading(self, performance);
         let _one = gate.lock().await;
-        let loaded = match self.known(performance) {
+        match self.known(performance) {
             Some(live) => Ok(live),
             None => self.load(performance).await,
-        };
-        self.0.loading.lock().await.remove(&performance);
-        loaded
+        }
+    }
+
+    fn loading(&self) -> std::sync::MutexGuard<'_, super::Gates> {
+        self.0
+            .loading
+            .lock()
+            .expect("nothing panics while it holds this lock")
     }
 
     fn believed_missing(&self, performance: Uuid, now: u64) -> bool {

@@ -95,13 +95,16 @@ pub struct Deps {
 #[derive(Clone)]
 pub struct State(Arc<Inner>);
 
+/// One reader at a time for each queue that is read for the first time.
+type Gates = HashMap<Uuid, Arc<tokio::sync::Mutex<()>>>;
+
 struct Inner {
     deps: Deps,
     scripts: Arc<Scripts>,
     lives: ArcSwap<HashMap<Uuid, Arc<Live>>>,
     /// Performances that do not exist, and until when (ms) that is believed.
     missing: Mutex<HashMap<Uuid, u64>>,
-    loading: tokio::sync::Mutex<HashMap<Uuid, Arc<tokio::sync::Mutex<()>>>>,
+    loading: Mutex<Gates>,
     figures: overview::Figures,
     pace: pace::Pace,
     notifications: Mutex<Option<String>>,
@@ -125,7 +128,7 @@ impl State {
             scripts: Arc::new(scripts),
             lives: ArcSwap::default(),
             missing: Mutex::default(),
-            loading: tokio::sync::Mutex::default(),
+            loading: Mutex::default(),
             figures,
             pace,
             notifications: Mutex::default(),

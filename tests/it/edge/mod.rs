@@ -51,7 +51,7 @@ async fn answers(address: SocketAddr, sent: &[u8]) -> String {
     String::from_utf8_lossy(&answer).into_owned()
 }
 
-/// One request's answer, up to the end of its head.
+/// The head of one request's answer, whose body is read too.
 async fn head(client: &mut TcpStream, request: &str) -> String {
     client.write_all(request.as_bytes()).await.unwrap();
     let mut answer = Vec::new();
@@ -61,7 +61,12 @@ async fn head(client: &mut TcpStream, request: &str) -> String {
             Err(_) => break,
         }
     }
-    String::from_utf8(answer).unwrap()
+    let head = String::from_utf8(answer).unwrap();
+    let length = head.lines().find_map(|line| line.strip_prefix("content-length: "));
+    let length = length.map_or(0, |length| length.parse().unwrap());
+    let mut body = vec![0; length];
+    client.read_exact(&mut body).await.unwrap();
+    head
 }
 
 /// The value of a metric's one line.

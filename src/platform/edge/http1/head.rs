@@ -133,6 +133,9 @@ fn find_end(buf: &[u8], progress: &mut Progress) -> Result<Option<usize>, Refusa
         if !progress.has_line && at > TARGET_MAX + 64 {
             return Err(Refusal::TargetTooLong);
         }
+        if !progress.has_line && !is_request_line(&buf[..at - 1]) {
+            return Err(Malformed("The request line is not METHOD PATH HTTP/1.1."));
+        }
         progress.has_line = true;
         progress.scanned = at + 1;
         if at >= 3 && buf[at - 3..=at] == *b"\r\n\r\n" {
@@ -150,6 +153,11 @@ fn find_end(buf: &[u8], progress: &mut Progress) -> Result<Option<usize>, Refusa
         return Err(Refusal::HeadersTooLarge);
     }
     Ok(None)
+}
+
+/// Whether a first line ends as a request's does.
+fn is_request_line(line: &[u8]) -> bool {
+    line.ends_with(b" HTTP/1.1") || line.ends_with(b" HTTP/1.0")
 }
 
 /// Whether `buf` may be the beginning of a head.

@@ -45,7 +45,7 @@ use super::{
     limits::{AGE_MAX, HEAD_MAX},
     registry::Handle,
 };
-use crate::platform::problem::Problem;
+use crate::platform::{event_stream::is_event_stream, problem::Problem};
 
 /// No more is read ahead of what is being answered.
 const READ_MAX: usize = HEAD_MAX + READ;
@@ -337,7 +337,7 @@ impl<S: AsyncRead + AsyncWrite + Send + Unpin> Connection<'_, S> {
         let (parts, body) = response.into_parts();
         let exact = body.size_hint().exact();
         let length = asked.length(parts.status, exact);
-        let is_stream = super::is_event_stream(&parts.headers);
+        let is_stream = is_event_stream(&parts.headers);
         // A stream's client comes again on another connection, and must come again at all.
         close |= is_stream || length == Length::UntilClose || asks_to_close(&parts.headers);
         encode::head(&mut self.out, &parts, asked, length, exact, close);
