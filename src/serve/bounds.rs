@@ -71,6 +71,7 @@ impl Bounds {
         };
         let ops = Options {
             spare: Some(spare),
+            own_thread: true,
             ..Options::default()
         };
         Ok(Self {

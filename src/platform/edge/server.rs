@@ -52,6 +52,8 @@ pub struct Options {
     pub spare: Option<Arc<Spare>>,
     /// Where connections are counted.
     pub counters: Counters,
+    /// On a thread of its own, so that it answers when all others are busy.
+    pub own_thread: bool,
 }
 
 /// Listens on `address`; port 0 picks a free one.
@@ -94,6 +96,43 @@ pub async fn serve<H: Handler>(
 
 /// As [`serve`], with what else the listener has.
 pub async fn serve_with<H: Handler>(
+    listener: TcpListener,
+    edge: Edge<H>,
+    limits: Limits,
+    options: Options,
+    stop: CancellationToken,
+) {
+    if !options.own_thread {
+        return serve_here(listener, edge, limits, options, stop).await;
+    }
+    if let Err(error) = serve_apart(listener, edge, limits, options, stop).await {
+        tracing::error!(%error, "cannot serve on a thread of its own");
+    }
+}
+
+async fn serve_apart<H: Handler>(
+    listener: TcpListener,
+    edge: Edge<H>,
+    limits: Limits,
+    options: Options,
+    stop: CancellationToken,
+) -> io::Result<()> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let listener = listener.into_std()?;
+    let (ended, end) = tokio::sync::oneshot::channel();
+    std::thread::Builder::new().name("listener".to_owned()).spawn(move || {
+        let served = runtime.block_on(async {
+            let listener = TcpListener::from_std(listener)?;
+            serve_here(listener, edge, limits, options, stop).await;
+            Ok(())
+        });
+        // Nobody waits for it once the process ends.
+        let _waited_for = ended.send(served).is_ok();
+    })?;
+    end.await.unwrap_or_else(|_| Err(io::Error::other("it panicked")))
+}
+
+async fn serve_here<H: Handler>(
     listener: TcpListener,
     mut edge: Edge<H>,
     limits: Limits,
