@@ -109,8 +109,9 @@ pub(super) fn take(buf: &mut BytesMut, progress: &mut Progress) -> Result<Option
 }
 
 fn skip_blank_lines(buf: &mut BytesMut, progress: &mut Progress) -> Result<(), Refusal> {
-    while progress.scanned == 0 && buf.starts_with(b"\r\n") {
+    while !progress.has_line && buf.starts_with(b"\r\n") {
         buf.advance(2);
+        progress.scanned = 0;
         progress.blank += 2;
         if progress.blank > BLANK_MAX {
             return Err(Malformed("Empty lines are not a request."));
@@ -378,7 +379,6 @@ mod tests {
             "GET /\r\n",
             "GET  / HTTP/1.1\r\nhost: a\r\n\r\n",
             "G@T / HTTP/1.1\r\nhost: a\r\n\r\n",
-            "GET /\u{e4} HTTP/1.1\r\nhost: a\r\n\r\n",
             "\u{16}\u{3}\u{1}",
             "\r\n\r\n\r\n\r\n\r\nGET / HTTP/1.1\r\nhost: a\r\n\r\n",
             "hello\r\n\r\n",
