@@ -67,7 +67,7 @@ impl Embedded {
     pub(super) async fn announce(
         &self,
         build: &Build,
-        url: &str,
+        (url, local_url): (&str, Option<String>),
         ops_url: &str,
         tasks: &Tasks,
     ) -> Result<(), Failure> {
@@ -77,6 +77,7 @@ impl Embedded {
         let stores = &build.args.stores;
         let served = Served {
             url: url.to_owned(),
+            local_url,
             ops_url: ops_url.to_owned(),
             stripe_url: build.stripe_url.clone(),
             redis_url: stores.redis()?.to_owned(),

@@ -39,7 +39,8 @@ pub(super) async fn build(
     seed_demo(&build).await?;
     if let Some(listener) = &listeners.sandbox {
         build.stripe_url = url_of(listener)?;
-        let webhook = format!("{}/api/v1/payments/webhook", url_of(&listeners.http)?);
+        let here = listeners.local.as_ref().unwrap_or(&listeners.http);
+        let webhook = format!("{}/api/v1/payments/webhook", url_of(here)?);
         add_sandbox(&mut build, Some(webhook)).await?;
     } else if build.args.role == Role::StripeSandbox {
         add_sandbox(&mut build, None).await?;

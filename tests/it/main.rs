@@ -13,6 +13,7 @@ mod booking;
 mod books;
 mod chaos;
 mod compose;
+mod edge;
 mod embedded;
 mod events;
 mod external_services;
