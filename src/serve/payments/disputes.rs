@@ -308,6 +308,39 @@ async fn publish(
     store::say(conn, &event).await
 }
 
+/// Tells once more what was told last, under the version that it had: a consumer that has heard it
+/// ignores it.
+pub(super) async fn publish_again(conn: &mut PgConnection, payment: &Payment) -> sqlx::Result<()> {
+    let Some(state) = &payment.dispute_state else {
+        return Ok(());
+    };
+    let newest = sqlx::query(
+        "select id, status, reason, amount::bigint as amount from disputes
+         where payment_id = $1 order by changed_at desc limit 1",
+    )
+    .bind(payment.id)
+    .fetch_optional(&mut *conn)
+    .await?;
+    let Some(dispute) = newest else {
+        return Ok(());
+    };
+    let event = NewEvent::new(
+        "payment.disputed",
+        payment.order_id,
+        &json!({
+            "paymentId": payment.id,
+            "orderId": payment.order_id,
+            "disputeId": dispute.try_get::<String, _>("id")?,
+            "status": dispute.try_get::<String, _>("status")?,
+            "reason": dispute.try_get::<String, _>("reason")?,
+            "amount": dispute.try_get::<i64, _>("amount")?,
+            "state": state,
+            "version": payment.dispute_version,
+        }),
+    );
+    store::say(conn, &event).await
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -357,40 +390,4 @@ mod tests {
             assert!(Phase::of(earlier) < Phase::of(later), "{earlier} {later}");
         }
     }
-}
-
-/// Tells once more what was told last, under the version that it had: a consumer that has heard it
-/// ignores it.
-pub(super) async fn publish_again(
-    conn: &mut PgConnection,
-    payment: &Payment,
-) -> sqlx::Result<()> {
-    let Some(state) = &payment.dispute_state else {
-        return Ok(());
-    };
-    let newest = sqlx::query(
-        "select id, status, reason, amount::bigint as amount from disputes
-         where payment_id = $1 order by changed_at desc limit 1",
-    )
-    .bind(payment.id)
-    .fetch_optional(&mut *conn)
-    .await?;
-    let Some(dispute) = newest else {
-        return Ok(());
-    };
-    let event = NewEvent::new(
-        "payment.disputed",
-        payment.order_id,
-        &json!({
-            "paymentId": payment.id,
-            "orderId": payment.order_id,
-            "disputeId": dispute.try_get::<String, _>("id")?,
-            "status": dispute.try_get::<String, _>("status")?,
-            "reason": dispute.try_get::<String, _>("reason")?,
-            "amount": dispute.try_get::<i64, _>("amount")?,
-            "state": state,
-            "version": payment.dispute_version,
-        }),
-    );
-    store::say(conn, &event).await
 }

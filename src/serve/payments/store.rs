@@ -11,9 +11,9 @@ use uuid::Uuid;
 use std::collections::BTreeMap;
 
 use super::machine::{PaymentState, Seen};
-use super::{disputes, refunds};
 use super::stripe::{Intent, NewIntent};
 use super::worker::Look;
+use super::{disputes, refunds};
 use crate::platform::{
     alarms::{self, Alarm},
     events::{NewEvent, outbox},
@@ -100,8 +100,6 @@ macro_rules! payment_columns {
          metadata, accounted_at, account_tries::int as account_tries"
     };
 }
-pub(super) use payment_columns;
-
 /// [`PaymentState`] as sqlx reads it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct State(pub PaymentState);
@@ -565,7 +563,7 @@ pub async fn say_again(conn: &mut PgConnection, payment: &Payment) -> sqlx::Resu
     match payment.state() {
         PaymentState::Succeeded => {
             say(conn, &payment.said("payment.succeeded")).await?;
-            refunds::publish_again(conn, payment).await?;
+            refunds::record::publish_again(conn, payment).await?;
             disputes::publish_again(conn, payment).await
         }
         PaymentState::Cancelled => say(conn, &payment.said_cancelled()).await,
@@ -578,9 +576,13 @@ pub async fn say_again(conn: &mut PgConnection, payment: &Payment) -> sqlx::Resu
 
 /// Captures that reservations is not known to have accounted for, and whose time has come.
 pub async fn unaccounted(pool: &PgPool, limit: i64) -> sqlx::Result<Vec<Payment>> {
-    sqlx::query_as(concat!("select ", payment_columns!(), " from payments
+    sqlx::query_as(concat!(
+        "select ",
+        payment_columns!(),
+        " from payments
          where state = 'SUCCEEDED' and accounted_at is null and account_after <= now()
-         order by account_after limit $1"))
+         order by account_after limit $1"
+    ))
     .bind(limit)
     .fetch_all(pool)
     .await
@@ -588,11 +590,15 @@ pub async fn unaccounted(pool: &PgPool, limit: i64) -> sqlx::Result<Vec<Payment>
 
 /// The payments of these orders.
 pub async fn by_orders(pool: &PgPool, orders: &[Uuid]) -> sqlx::Result<Vec<Payment>> {
-    sqlx::query_as(concat!("select ", payment_columns!(), " from payments
-         where order_id = any($1)"))
-        .bind(orders)
-        .fetch_all(pool)
-        .await
+    sqlx::query_as(concat!(
+        "select ",
+        payment_columns!(),
+        " from payments
+         where order_id = any($1)"
+    ))
+    .bind(orders)
+    .fetch_all(pool)
+    .await
 }
 
 /// The payments of these intents, or of these ids.
@@ -601,10 +607,14 @@ pub async fn by_intents(
     intents: &[String],
     ids: &[Uuid],
 ) -> sqlx::Result<Vec<Payment>> {
-    sqlx::query_as(concat!("select ", payment_columns!(), " from payments
-         where intent_id = any($1) or id = any($2)"))
-        .bind(intents)
-        .bind(ids)
-        .fetch_all(pool)
-        .await
+    sqlx::query_as(concat!(
+        "select ",
+        payment_columns!(),
+        " from payments
+         where intent_id = any($1) or id = any($2)"
+    ))
+    .bind(intents)
+    .bind(ids)
+    .fetch_all(pool)
+    .await
 }

@@ -199,6 +199,15 @@ pub(super) struct Asked {
     pub(super) order: CreateOrder,
 }
 
+fn sales_ended(catalogue: &Catalogue) -> Problem {
+    Problem::new(
+        StatusCode::CONFLICT,
+        "SALES_ENDED",
+        "Tickets of this schedule are not sold any more.",
+    )
+    .with("salesEndAt", serde_json::json!(catalogue.sales_end_at))
+}
+
 impl Reservations {
     /// Holds the seats and writes the order under `id`.
     pub(super) async fn book(
@@ -246,12 +255,7 @@ impl Reservations {
                 ));
             }
             Held::SalesEnded => {
-                return Err(Problem::new(
-                    StatusCode::CONFLICT,
-                    "SALES_ENDED",
-                    "Tickets of this schedule are not sold any more.",
-                )
-                .with("salesEndAt", serde_json::json!(catalogue.sales_end_at)));
+                return Err(sales_ended(&catalogue));
             }
             Held::Exhausted => {
                 return Err(Problem::new(

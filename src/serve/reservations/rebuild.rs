@@ -24,6 +24,8 @@ use crate::platform::{
     problem::Problem,
 };
 
+/// Later than any show, and exact in Lua.
+const FAR_AHEAD_MS: i64 = 1 << 52;
 /// A seat that was paid for.
 #[derive(Clone, Debug, Deserialize)]
 struct PaidSeat {
@@ -200,6 +202,9 @@ impl Reservations {
             limit: u32::MAX,
             place: None,
             counted: None,
+            // It was bought in time, whatever the time is now.
+            sales_end_ms: FAR_AHEAD_MS,
+            starts_ms: FAR_AHEAD_MS,
             pick: &pick,
         };
         match scripts::hold(&mut redis, &keys, &hold).await? {
@@ -213,6 +218,7 @@ impl Reservations {
             | Held::Lost(_)
             | Held::Stopped
             | Held::Exhausted
+            | Held::SalesEnded
             | Held::Uncounted => Err(Problem::internal(
                 "a hold without a place was asked for its place",
             )),

@@ -339,6 +339,7 @@ impl Reservations {
             show: Show::Free,
             place: None,
             keeps_ms: 0,
+            sales_end_ms: 0,
             indices,
         };
         scripts::settle(&mut redis, &keys, &settle).await?;
@@ -371,7 +372,7 @@ impl Reservations {
             .await
             .map_err(SettleError::Performances)?;
         let mut shown: BTreeMap<Uuid, (Uuid, Vec<u32>)> = BTreeMap::new();
-        for schedule in schedules {
+        for schedule in schedules.all {
             let owners: Option<Vec<u8>> = redis.get(keys.owners(schedule)).await?;
             for (index, owner) in (0_u32..).zip(owners.unwrap_or_default().chunks(16)) {
                 match Uuid::from_slice(owner) {

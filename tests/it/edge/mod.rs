@@ -62,7 +62,9 @@ async fn head(client: &mut TcpStream, request: &str) -> String {
         }
     }
     let head = String::from_utf8(answer).unwrap();
-    let length = head.lines().find_map(|line| line.strip_prefix("content-length: "));
+    let length = head
+        .lines()
+        .find_map(|line| line.strip_prefix("content-length: "));
     let length = length.map_or(0, |length| length.parse().unwrap());
     let mut body = vec![0; length];
     client.read_exact(&mut body).await.unwrap();

@@ -151,12 +151,17 @@ impl Intent {
         Some(Self {
             id: text("id")?,
             seen,
-            amount: from_stripe_amount(object["amount"].as_i64()?, &currency),
-            amount_received: from_stripe_amount(object["amount_received"].as_i64()?, &currency),
+            amount: from_stripe(object["amount"].as_i64()?, &currency),
+            amount_received: from_stripe(object["amount_received"].as_i64()?, &currency),
             live: object["livemode"].as_bool()?,
             payment_id: metadata
                 .get("payment_id")
                 .and_then(|id| id.as_str()?.parse().ok()),
+            metadata: metadata
+                .iter()
+                .filter_map(|(name, value)| Some((name.clone(), value.as_str()?.to_owned())))
+                .collect(),
+            created: object["created"].as_i64()?,
             client_secret: text("client_secret"),
             failure_code: said("decline_code").or_else(|| said("code")),
             failure_message: said("message"),

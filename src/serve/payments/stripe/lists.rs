@@ -6,8 +6,8 @@ use std::collections::HashMap;
 use serde_json::Value;
 use uuid::Uuid;
 
-use crate::platform::currency::from_stripe;
 use super::{Stripe, StripeFailure};
+use crate::platform::currency::from_stripe;
 
 /// The most that Stripe lists at once.
 const PAGE_MAX: u32 = 100;
