@@ -12,7 +12,7 @@
 --           'best', count, (start, length, from, to)...   stretches of adjacent seats, best first:
 --           the stretch is [start, start + length), the seats wanted of it are [from, to)
 -- Returns {"held", deadline ms, ttl ms, index...}, {"lost", why}, {"absent"} (rebuild the seats, then
--- again), {"place", "waiting"|"closed"|"ended"|"old"|"recovering"|"over"} (old: the token is of an earlier epoch, put it back first;
+-- again), {"stopped"} (no sales now), {"place", "waiting"|"closed"|"ended"|"old"|"recovering"|"over"} (old: the token is of an earlier epoch, put it back first;
 -- over: the turn takes no new holds any more),
 -- {"count"} (count the turn's holds in Postgres, then again), {"exhausted"}, {"limit", seats had}, or {"taken", index...}.
 assert(#KEYS == 13, 'hold: want 13 KEYS')
@@ -81,6 +81,9 @@ end
 local length = redis.call('STRLEN', seats)
 if length == 0 or redis.call('EXISTS', limit) == 0 then
   return { 'absent' }
+end
+if number > 0 and redis.call('HEXISTS', limit, 'stopped') == 1 then
+  return { 'stopped' }
 end
 ttl = q.holdTtl or ttl
 local deadline = q.now + ttl

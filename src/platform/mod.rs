@@ -20,6 +20,7 @@ pub mod place;
 pub mod problem;
 pub mod readiness;
 pub mod redis;
+pub mod scans;
 pub mod secret;
 pub mod tasks;
 pub mod telemetry;

@@ -185,7 +185,7 @@ async fn add_payments(build: &mut Build, verifier: &Verifier) -> Result<(), Fail
     build.subscriptions.extend(payments::subscriptions(&state));
     build.watches.push(state.events().clone());
     let (router, _) = split(payments::router(state.clone()));
-    let router = router.merge(build.alarms(state.alarms()));
+    let router = router.merge(build.alarms(&state.alarms()));
     let ready = check(&state, |s| async move { payments::ready(&s).await });
     build.add(RoleName::Payments, router, ready);
     Ok(())

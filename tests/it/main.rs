@@ -10,6 +10,7 @@
 mod harness;
 
 mod booking;
+mod books;
 mod chaos;
 mod compose;
 mod embedded;

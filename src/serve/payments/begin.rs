@@ -5,6 +5,7 @@ use serde_json::json;
 use uuid::Uuid;
 
 use super::machine::PaymentState;
+use super::origin::{self, PaidSeat};
 use super::store::{self, NewPayment, Payment};
 use super::stripe::StripeFailure;
 use super::{Error, Payments};
@@ -22,6 +23,15 @@ pub struct Payable {
     pub performance_title: String,
     #[serde(default)]
     pub seat_labels: Vec<String>,
+    // With these the order can be built again from the intent alone.
+    #[serde(default)]
+    pub schedule_id: Option<Uuid>,
+    #[serde(default)]
+    pub seats: Vec<PaidSeat>,
+    #[serde(default)]
+    pub place_epoch: Option<i64>,
+    #[serde(default)]
+    pub place_number: Option<i64>,
 }
 
 impl Payments {
@@ -49,6 +59,7 @@ impl Payments {
             performance_id: order.performance_id,
             amount: order.amount,
             description: describe(&order),
+            metadata: origin::extra(self.installation().await?, &order),
             currency: order.currency.to_ascii_lowercase(),
             check_after_s: self.config.reconcile_after.as_secs_f64(),
         };

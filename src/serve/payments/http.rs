@@ -51,6 +51,14 @@ pub fn routes() -> OpenApiRouter<Payments> {
         .routes(routes!(cancel))
         .merge(webhook)
         .route(
+            "/internal/v1/reconcile/orders",
+            axum::routing::post(super::reconcile::compare),
+        )
+        .route(
+            "/internal/v1/restores/{id}",
+            axum::routing::post(super::scan::restore),
+        )
+        .route(
             "/internal/v1/overview",
             axum::routing::get(super::overview::overview),
         )

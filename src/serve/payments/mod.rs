@@ -13,8 +13,12 @@ mod config;
 mod http;
 mod looks;
 mod machine;
+mod origin;
+mod orphans;
 mod overview;
+mod reconcile;
 mod refunds;
+mod scan;
 mod settle;
 mod signature;
 mod store;
@@ -39,8 +43,8 @@ pub use self::http::{WEBHOOK_BODY_MAX, router, routes};
 use self::looks::Looks;
 use self::machine::PaymentState;
 use self::signature::Refused;
-use self::stripe::{Stripe, StripeFailure};
-use crate::platform::alarms::Alarms;
+pub use self::stripe::{ListedIntent, Page, PaymentMethods, Stretch, Stripe, StripeFailure};
+use crate::platform::alarms::{self, Alarms};
 use crate::platform::auth::{InternalSecret, Verifier};
 use crate::platform::events::{
     Event, HandlerError, Outbox, OutboxSignal, Subscription, Watch, handler,
@@ -48,16 +52,21 @@ use crate::platform::events::{
 use crate::platform::idempotency;
 use crate::platform::metrics::Metrics;
 use crate::platform::problem::Problem;
+use crate::platform::scans::Scan;
 use crate::platform::tasks::Tasks;
 use crate::platform::upstream::{Upstream, UpstreamError};
 
 /// The schema of this role.
 pub const SCHEMA: &str = "payments";
 /// Its migrations.
-pub static MIGRATOR: crate::platform::db::Migrations = crate::migrations!("payments": "0001_payments", "0002_burnt_keys", "0003_traces", "0004_alarms", "0005_stripe_limits");
+pub static MIGRATOR: crate::platform::db::Migrations = crate::migrations!("payments": "0001_payments", "0002_burnt_keys", "0003_traces", "0004_alarms", "0005_stripe_limits", "0006_reconciliation");
 /// Its name as a consumer of events.
 const CONSUMER: &str = "payments";
 
+/// How often captures without an accounting are looked for: an index that is nearly empty.
+const RECONCILE_EVERY: Duration = Duration::from_secs(4);
+/// How often events that wait for too long, and dead letters, are looked for.
+const WATCH_EVERY: Duration = Duration::from_secs(10);
 const PURGE_EVERY: Duration = Duration::from_secs(600);
 /// How often it is seen whether Stripe was quiet for too long.
 const STRIPE_LOOK_EVERY: Duration = Duration::from_secs(5);
@@ -154,8 +163,24 @@ impl Payments {
     }
 
     /// What this role wants a person to see to.
-    pub fn alarms(&self) -> &Alarms {
-        &self.alarms
+    pub fn alarms(&self) -> Alarms {
+        let state = self.clone();
+        self.alarms.clone().acting(Arc::new(move |alarm, action| {
+            let state = state.clone();
+            Box::pin(async move {
+                if alarm.kind != orphans::ORPHAN_CAPTURE || action != orphans::REFUND {
+                    return Err(alarms::unknown_action());
+                }
+                match state.refund_orphan(&alarm.key).await {
+                    Err(Error::OrderNotPayable | Error::PaymentNotFound) => Err(Problem::new(
+                        StatusCode::CONFLICT,
+                        "ACTION_NOT_POSSIBLE",
+                        "Its order stands, or Stripe does not have it.",
+                    )),
+                    done => done.map_err(Problem::from),
+                }
+            })
+        }))
     }
 
     /// The same role, whose calls to Stripe yield to those of buyers.
@@ -191,6 +216,7 @@ pub fn tasks(payments: &Payments, tasks: &Tasks) {
         let stripe = stripe.clone();
         async move { stripe.look_when_quiet().await }
     });
+    reconcilers(payments, tasks);
     let pool = payments.pool.clone();
     tasks.every("payments.purge", PURGE_EVERY, move || {
         let pool = pool.clone();
@@ -216,6 +242,45 @@ pub fn outbox(payments: &Payments) -> Outbox {
 #[serde(rename_all = "camelCase")]
 struct CancelRequested {
     order_id: Uuid,
+}
+
+/// Compares payments with orders, and with Stripe's list.
+fn reconcilers(payments: &Payments, tasks: &Tasks) {
+    // Buyers go first at Stripe.
+    let payments = &payments.background();
+    let (state, scan) = (
+        payments.clone(),
+        Scan::new(payments.pool.clone(), "reconcile"),
+    );
+    tasks.every("payments.reconcile", RECONCILE_EVERY, move || {
+        let (state, scan) = (state.clone(), scan.clone());
+        async move { logged("payments and orders", state.reconcile(&scan).await) }
+    });
+    let (state, scan) = (payments.clone(), Scan::new(payments.pool.clone(), "stripe"));
+    let late = Arc::new(scan::Late::default());
+    tasks.every("payments.stripe-scan", scan::SCAN_EVERY, move || {
+        let (state, scan, late) = (state.clone(), scan.clone(), late.clone());
+        async move { logged("payments and Stripe", state.scan_stripe(&scan, &late).await) }
+    });
+    let (state, scan) = (
+        payments.clone(),
+        Scan::new(payments.pool.clone(), "restore"),
+    );
+    tasks.every("payments.restore", scan::MATCH_EVERY, move || {
+        let (state, scan) = (state.clone(), scan.clone());
+        async move { logged("a restore and Stripe", state.match_restores(&scan).await) }
+    });
+    let state = payments.clone();
+    tasks.every("payments.watch-events", WATCH_EVERY, move || {
+        let state = state.clone();
+        async move { logged("events that wait", scan::watch_events(&state).await) }
+    });
+}
+
+fn logged(what: &str, done: Result<(), Error>) {
+    if let Err(error) = done {
+        tracing::warn!(?error, "cannot compare {what} now; trying again");
+    }
 }
 
 /// What this role wants to hear.

@@ -4,8 +4,11 @@
 use chrono::{DateTime, Utc};
 use serde_json::json;
 use sqlx::postgres::{PgTypeInfo, PgValueRef};
+use sqlx::types::Json;
 use sqlx::{PgConnection, PgPool, Postgres};
 use uuid::Uuid;
+
+use std::collections::BTreeMap;
 
 use super::machine::PaymentState;
 use super::stripe::{Intent, NewIntent};
@@ -38,6 +41,12 @@ pub struct Payment {
     pub created_at: DateTime<Utc>,
     pub succeeded_at: Option<DateTime<Utc>>,
     pub checks: i32,
+    /// What the intent's metadata says beyond the ids above.
+    pub metadata: Option<Json<BTreeMap<String, String>>>,
+    /// Since when reservations is known to have accounted for this capture.
+    pub accounted_at: Option<DateTime<Utc>>,
+    /// How often it was asked in vain.
+    pub account_tries: i32,
 }
 
 crate::from_row!(Payment {
@@ -60,7 +69,10 @@ crate::from_row!(Payment {
     cleanup,
     created_at,
     succeeded_at,
-    checks
+    checks,
+    metadata,
+    accounted_at,
+    account_tries
 });
 
 /// [`PaymentState`] as sqlx reads it.
@@ -99,6 +111,7 @@ impl Payment {
             currency: self.currency.clone(),
             description: self.description.clone(),
             attempt: self.attempt,
+            extra: self.metadata.clone().map(|Json(m)| m).unwrap_or_default(),
         }
     }
 
@@ -153,6 +166,7 @@ pub struct NewPayment {
     pub amount: i64,
     pub currency: String,
     pub description: String,
+    pub metadata: BTreeMap<String, String>,
     pub check_after_s: f64,
 }
 
@@ -199,8 +213,8 @@ pub async fn lock_by_order(
 pub async fn note_attempt(conn: &mut PgConnection, new: &NewPayment) -> sqlx::Result<Payment> {
     sqlx::query(
         "insert into payments (id, order_id, user_id, performance_id, state, amount, currency,
-                               description, next_check_at)
-         values ($1, $2, $3, $4, 'CREATING', $5, $6, $7, now() + make_interval(secs => $8))
+                               description, next_check_at, metadata)
+         values ($1, $2, $3, $4, 'CREATING', $5, $6, $7, now() + make_interval(secs => $8), $9)
          on conflict on constraint one_payment_an_order do nothing",
     )
     .bind(new.id)
@@ -211,6 +225,7 @@ pub async fn note_attempt(conn: &mut PgConnection, new: &NewPayment) -> sqlx::Re
     .bind(&new.currency)
     .bind(&new.description)
     .bind(new.check_after_s)
+    .bind(Json(&new.metadata))
     .execute(&mut *conn)
     .await?;
     sqlx::query_as("select * from payments where order_id = $1")
@@ -389,4 +404,55 @@ pub fn about<'a>(
 /// Says what happened, in the transaction of it.
 pub async fn say(conn: &mut PgConnection, event: &NewEvent) -> sqlx::Result<()> {
     outbox::append(conn, event).await
+}
+
+/// Says again what is final: the consumer knows what it has seen.
+pub async fn say_again(conn: &mut PgConnection, payment: &Payment) -> sqlx::Result<()> {
+    match payment.state() {
+        PaymentState::Succeeded => {
+            say(conn, &payment.said("payment.succeeded")).await?;
+            if payment.refunded_amount > 0 {
+                say(conn, &payment.said_refunded(payment.refunded_amount)).await?;
+            }
+            Ok(())
+        }
+        PaymentState::Cancelled => say(conn, &payment.said_cancelled()).await,
+        PaymentState::Creating
+        | PaymentState::RequiresPayment
+        | PaymentState::Failed
+        | PaymentState::Processing => Ok(()),
+    }
+}
+
+/// Captures that reservations is not known to have accounted for, and whose time has come.
+pub async fn unaccounted(pool: &PgPool, limit: i64) -> sqlx::Result<Vec<Payment>> {
+    sqlx::query_as(
+        "select * from payments
+         where state = 'SUCCEEDED' and accounted_at is null and account_after <= now()
+         order by account_after limit $1",
+    )
+    .bind(limit)
+    .fetch_all(pool)
+    .await
+}
+
+/// The payments of these orders.
+pub async fn by_orders(pool: &PgPool, orders: &[Uuid]) -> sqlx::Result<Vec<Payment>> {
+    sqlx::query_as("select * from payments where order_id = any($1)")
+        .bind(orders)
+        .fetch_all(pool)
+        .await
+}
+
+/// The payments of these intents, or of these ids.
+pub async fn by_intents(
+    pool: &PgPool,
+    intents: &[String],
+    ids: &[Uuid],
+) -> sqlx::Result<Vec<Payment>> {
+    sqlx::query_as("select * from payments where intent_id = any($1) or id = any($2)")
+        .bind(intents)
+        .bind(ids)
+        .fetch_all(pool)
+        .await
 }

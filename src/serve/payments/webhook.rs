@@ -261,7 +261,9 @@ impl Payments {
             (Some(known), _) => known,
             (None, Some(id)) => {
                 let named = store::by_id(&mut *self.pool.acquire().await?, id).await?;
-                let Some(named) = named else { return Ok(None) };
+                let Some(named) = named else {
+                    return self.adopt(&intent, false).await;
+                };
                 named
             }
             (None, None) => return Ok(None),

@@ -38,7 +38,7 @@ const KEY_TRUSTED_H: i64 = 20;
 enum Work {
     Webhook(Kept),
     Refund(Refund),
-    Look(Look),
+    Look(Box<Look>),
 }
 
 /// A payment to be looked at, and until when that is ours to do.
@@ -141,7 +141,9 @@ impl Kind {
             }
             Self::Looks => {
                 let due = store::claim_due(pool, room, LEASE_S).await?;
-                due.into_iter().map(Work::Look).collect()
+                due.into_iter()
+                    .map(|look| Work::Look(Box::new(look)))
+                    .collect()
             }
         })
     }

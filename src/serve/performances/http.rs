@@ -6,7 +6,7 @@ use axum::{
 };
 use chrono::{DateTime, Utc};
 use http::{HeaderMap, HeaderValue, StatusCode, header};
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use sqlx::PgPool;
 use utoipa::ToSchema;
 use utoipa_axum::{router::OpenApiRouter, routes};
@@ -40,6 +40,7 @@ pub fn routes() -> OpenApiRouter<Performances> {
             axum::routing::get(super::overview::overview),
         )
         .route("/internal/v1/performances", axum::routing::get(on_sale))
+        .route("/internal/v1/sales", axum::routing::post(count_sales))
         .route("/internal/v1/performances/{id}", axum::routing::get(facts))
         .route(
             "/internal/v1/schedules/{id}/catalogue",
@@ -380,6 +381,28 @@ struct CatalogueHead {
     starts_at: DateTime<Utc>,
     booking_opens_at: DateTime<Utc>,
     booking_closes_at: DateTime<Utc>,
+}
+
+/// What reservations has sold.
+#[derive(Deserialize)]
+struct Sold {
+    sales: Vec<super::events::Sale>,
+}
+
+/// How many of them no event had told.
+#[derive(Serialize)]
+struct Missed {
+    missed: usize,
+}
+
+/// Counts the sales that no event told.
+async fn count_sales(
+    _: Internal,
+    State(state): State<Performances>,
+    Json(sold): Json<Sold>,
+) -> Result<Json<Missed>, Problem> {
+    let missed = super::events::count_missed(&state.pool, &sold.sales).await?;
+    Ok(Json(Missed { missed }))
 }
 
 async fn catalogue(

@@ -15,6 +15,7 @@ mod events;
 mod http;
 mod live;
 mod loading;
+mod missed;
 mod notes;
 mod overview;
 mod pace;

@@ -89,6 +89,16 @@ pub fn tasks(state: &State, tasks: &Tasks) {
         let state = adopt.clone();
         async move { state.adopt().await }
     });
+    let (missed, seen) = (state.clone(), Arc::new(super::missed::Seen::default()));
+    tasks.every("queue.missed", super::missed::ASK_EVERY, move || {
+        let (state, seen) = (missed.clone(), seen.clone());
+        async move {
+            if let Err(error) = state.end_missed(&seen).await {
+                tracing::warn!(?error, "cannot ask what was confirmed; trying again");
+            }
+            state.watch_dead_letters().await;
+        }
+    });
     wake::start(state, tasks);
     let (ending, draining) = (state.clone(), tasks.draining());
     tasks.spawn_once("queue.streams", move || {

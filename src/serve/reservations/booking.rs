@@ -168,6 +168,15 @@ fn no_place(reason: NoPlace) -> Problem {
     }
 }
 
+fn stopped() -> Problem {
+    Problem::new(
+        StatusCode::SERVICE_UNAVAILABLE,
+        "UNAVAILABLE",
+        "Sales are stopped while payments are matched. Your place is kept; try again in a minute.",
+    )
+    .retry_after(15)
+}
+
 fn not_admitted() -> Problem {
     Problem::new(
         StatusCode::FORBIDDEN,
@@ -244,6 +253,7 @@ impl Reservations {
                 ));
             }
             Held::NoPlace(reason) => return Err(no_place(reason)),
+            Held::Stopped => return Err(stopped()),
             Held::Lost(why) => {
                 return Err(Problem::unavailable(format!("the queue's state: {why}")));
             }

@@ -277,6 +277,19 @@ impl Catalogues {
         }
     }
 
+    /// Tells performances what was sold: it counts what it has missed, and says how many.
+    ///
+    /// # Errors
+    /// When performances does not answer.
+    pub async fn tell_sales(
+        &self,
+        sales: &(impl serde::Serialize + Sync),
+    ) -> Result<serde_json::Value, UpstreamError> {
+        self.performances
+            .post_json("/internal/v1/sales", sales)
+            .await
+    }
+
     /// The schedules of a performance, asked anew each time.
     ///
     /// # Errors

@@ -87,6 +87,15 @@ impl Reservations {
         let applied = match self.step(data.order_id, &cause, Some(event.id)).await {
             Ok(applied) => applied,
             Err(StepError::Database(error)) => return Err(error.into()),
+            // PostgreSQL has lost the order. Of a capture, payments asks until it is accounted
+            // for; of all else there is nobody to tell.
+            Err(StepError::NotFound) => {
+                tracing::warn!(
+                    order.id = %data.order_id, event.type = event.kind,
+                    "{} is about order {}, which is not known", event.kind, data.order_id
+                );
+                return Ok(());
+            }
             Err(error) => return Err(HandlerError::poison(error)),
         };
         if let (Step::Reacquire, Cause::Paid(payment)) = (applied.step, &cause) {
@@ -165,11 +174,13 @@ impl Reservations {
                     "the seats were just rebuilt"
                 )))
             }
-            Held::NoPlace(_) | Held::Lost(_) | Held::Exhausted | Held::Uncounted => {
-                Err(HandlerError::retry(anyhow::anyhow!(
-                    "the hold of a paid order does not ask for a place"
-                )))
-            }
+            Held::NoPlace(_)
+            | Held::Lost(_)
+            | Held::Exhausted
+            | Held::Uncounted
+            | Held::Stopped => Err(HandlerError::retry(anyhow::anyhow!(
+                "the hold of a paid order does not ask for a place"
+            ))),
         }
     }
 }

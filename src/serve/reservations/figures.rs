@@ -84,7 +84,7 @@ impl Figures {
             Held::Limit(_) => "limit",
             Held::NoPlace(_) => "no_place",
             Held::Exhausted => "exhausted",
-            Held::Absent | Held::Lost(_) | Held::Uncounted => "unavailable",
+            Held::Absent | Held::Lost(_) | Held::Uncounted | Held::Stopped => "unavailable",
         };
         self.holds.get_or_create(&Outcome { outcome }).inc();
         self.hold_seconds.observe(took.as_secs_f64());

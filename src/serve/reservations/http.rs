@@ -48,6 +48,15 @@ pub fn routes() -> OpenApiRouter<Reservations> {
             "/internal/v1/orders/{id}/begin-payment",
             post(begin_payment),
         )
+        .route(
+            "/internal/v1/orders/{id}/rebuild",
+            post(super::rebuild::rebuild),
+        )
+        .route(
+            "/internal/v1/reconcile/payments",
+            post(super::reconcile::captures),
+        )
+        .route("/internal/v1/sales", get(super::reconcile::sales))
         .route("/internal/v1/performances/{id}/sold", get(sold))
         .route("/internal/v1/performances/{id}/unpaid", get(unpaid))
         .route("/internal/v1/overview", get(super::overview::overview))
@@ -292,6 +301,12 @@ async fn begin_payment(
         "performanceId": order.row.performance_id,
         "performanceTitle": order.row.performance_title,
         "seatLabels": labels,
+        "scheduleId": order.row.schedule_id,
+        "seats": (order.seats.iter())
+            .map(|s| json!({"id": s.seat_id, "price": s.price}))
+            .collect::<Vec<_>>(),
+        "placeEpoch": order.row.place_epoch,
+        "placeNumber": order.row.place_number,
     })))
 }
 

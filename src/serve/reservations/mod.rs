@@ -15,6 +15,9 @@ mod figures;
 mod http;
 pub mod machine;
 mod overview;
+mod rebuild;
+mod reconcile;
+mod restore;
 pub mod scripts;
 mod seatmap;
 pub mod settle;
@@ -23,7 +26,12 @@ pub mod store;
 mod tickets;
 mod writer;
 
-use std::{collections::HashSet, ops::Deref, sync::Arc, time::Duration};
+use std::{
+    collections::{BTreeSet, HashMap, HashSet},
+    ops::Deref,
+    sync::{Arc, atomic::AtomicI64},
+    time::{Duration, Instant},
+};
 
 use axum::extract::FromRef;
 use sqlx::PgPool;
@@ -50,6 +58,7 @@ use crate::platform::{
     metrics::Metrics,
     place::PlaceKeys,
     redis::Redis,
+    scans::Scan,
     tasks::Tasks,
     upstream::Upstream,
 };
@@ -57,12 +66,14 @@ use crate::platform::{
 /// The schema of this role.
 pub const SCHEMA: &str = "reservations";
 /// Its migrations.
-pub static MIGRATOR: crate::platform::db::Migrations = crate::migrations!("reservations": "0001_orders", "0002_events", "0003_dead_letters", "0004_traces", "0005_alarms");
+pub static MIGRATOR: crate::platform::db::Migrations = crate::migrations!("reservations": "0001_orders", "0002_events", "0003_dead_letters", "0004_traces", "0005_alarms", "0006_reconciliation");
 
 /// A repair follows a rebuild after this long: what was on its way has arrived.
 const REPAIR_SOON: Duration = Duration::from_secs(1);
 /// And all performances are compared this often.
-const REPAIR_EVERY: Duration = Duration::from_secs(60);
+const REPAIR_EVERY: Duration = Duration::from_secs(30);
+/// How often events that wait for too long, and dead letters, are looked for.
+const WATCH_EVERY: Duration = Duration::from_secs(10);
 /// Lapsed holds looked at in the same moment.
 const LAPSING_MAX: usize = 16;
 /// Performances waiting for a repair; one more is not lost, the minute's repair comes.
@@ -156,6 +167,10 @@ pub struct Inner {
     signal: OutboxSignal,
     figures: Figures,
     rebuilding: Mutex<()>,
+    /// What the last repair of each performance found, and when.
+    repaired: std::sync::Mutex<HashMap<Uuid, (Instant, BTreeSet<Uuid>)>>,
+    /// The highest count of PostgreSQL's that this process has seen.
+    beats: AtomicI64,
     lapsing: Semaphore,
     repairs: mpsc::Sender<Uuid>,
     repairs_asked: std::sync::Mutex<Option<mpsc::Receiver<Uuid>>>,
@@ -212,6 +227,8 @@ impl Reservations {
             signal: OutboxSignal::new(),
             figures: Figures::new(&deps.metrics),
             rebuilding: Mutex::default(),
+            repaired: std::sync::Mutex::default(),
+            beats: AtomicI64::new(0),
             lapsing: Semaphore::new(LAPSING_MAX),
             repairs,
             repairs_asked: std::sync::Mutex::new(Some(asked)),
@@ -331,6 +348,7 @@ pub fn tasks(state: &Reservations, tasks: &Tasks) {
         let this = this.clone();
         async move { this.repair_all().await }
     });
+    reconcilers(state, tasks);
     let pool = state.pool.clone();
     tasks.every("idempotency-keys", Duration::from_secs(600), move || {
         let pool = pool.clone();
@@ -339,6 +357,43 @@ pub fn tasks(state: &Reservations, tasks: &Tasks) {
                 tracing::warn!(%error, "old idempotency keys stay for now");
             }
         }
+    });
+}
+
+/// Compares orders with payments, and PostgreSQL with what it was.
+fn reconcilers(state: &Reservations, tasks: &Tasks) {
+    fn logged(what: &str, done: Result<(), impl std::fmt::Display>) {
+        if let Err(error) = done {
+            tracing::warn!(%error, "cannot compare {what} now; trying again");
+        }
+    }
+    let (this, scan) = (state.clone(), Scan::new(state.pool.clone(), "overdue"));
+    tasks.every("orders.overdue", reconcile::OVERDUE_EVERY, move || {
+        let (this, scan) = (this.clone(), scan.clone());
+        async move { logged("what payments owes", this.ask_overdue(&scan).await) }
+    });
+    let (this, scan) = (state.clone(), Scan::new(state.pool.clone(), "orders"));
+    tasks.every("orders.compare", reconcile::COMPARE_EVERY, move || {
+        let (this, scan) = (this.clone(), scan.clone());
+        async move { logged("orders and payments", this.compare_orders(&scan).await) }
+    });
+    let (this, scan) = (state.clone(), Scan::new(state.pool.clone(), "sales"));
+    tasks.every("orders.tell-sales", reconcile::COMPARE_EVERY, move || {
+        let (this, scan) = (this.clone(), scan.clone());
+        async move { logged("sales with what was counted", this.tell_sales(&scan).await) }
+    });
+    let (this, scan) = (
+        state.clone(),
+        Scan::new(state.pool.clone(), "restore-guard"),
+    );
+    tasks.every("orders.restore-guard", restore::BEAT_EVERY, move || {
+        let (this, scan) = (this.clone(), scan.clone());
+        async move { logged("PostgreSQL with what it was", this.guard(&scan).await) }
+    });
+    let this = state.clone();
+    tasks.every("orders.watch-events", WATCH_EVERY, move || {
+        let this = this.clone();
+        async move { logged("events that wait", restore::watch_events(&this).await) }
     });
 }
 

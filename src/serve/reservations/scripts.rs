@@ -25,6 +25,8 @@ macro_rules! script {
 static HOLD: LazyLock<Script> = script!("hold.lua");
 static SETTLE: LazyLock<Script> = script!("settle.lua");
 static RECOUNT: LazyLock<Script> = script!("recount.lua");
+static STOP: LazyLock<Script> =
+    LazyLock::new(|| Script::new(include_str!("../../../lua/stop.lua")));
 static REBUILD: LazyLock<Script> =
     LazyLock::new(|| Script::new(include_str!("../../../lua/rebuild.lua")));
 
@@ -32,6 +34,7 @@ static REBUILD: LazyLock<Script> =
 #[derive(Clone, Debug)]
 pub struct Keys {
     base: String,
+    performance: Uuid,
 }
 
 impl Keys {
@@ -39,7 +42,13 @@ impl Keys {
     pub fn new(prefix: &str, performance: Uuid) -> Self {
         Self {
             base: format!("{prefix}:{{{performance}}}:"),
+            performance,
         }
+    }
+
+    /// Whose keys these are.
+    pub fn performance(&self) -> Uuid {
+        self.performance
     }
 
     fn name(&self, name: &str) -> String {
@@ -169,6 +178,8 @@ pub enum Held {
     Absent,
     /// None: Redis has lost something of the queue.
     Lost(String),
+    /// None: sales of the performance are stopped.
+    Stopped,
 }
 
 /// What Redis is to show of an order.
@@ -286,6 +297,7 @@ pub async fn hold<C: ConnectionLike>(
         "exhausted" => Held::Exhausted,
         "count" => Held::Uncounted,
         "absent" => Held::Absent,
+        "stopped" => Held::Stopped,
         "lost" => Held::Lost(first_text(&rest)?),
         "place" => Held::NoPlace(match first_text(&rest)?.as_str() {
             "waiting" => NoPlace::Waiting,
@@ -371,6 +383,21 @@ pub async fn rebuild<C: ConnectionLike>(
         .key(keys.owners(schedule))
         .arg(states)
         .arg(owners)
+        .invoke_async(redis)
+        .await
+}
+
+/// Stops the sales of a performance, or lets them go on; false where the limits are missing.
+///
+/// # Errors
+/// When Redis fails.
+pub async fn stop<C: ConnectionLike>(
+    redis: &mut C,
+    keys: &Keys,
+    stop: bool,
+) -> Result<bool, RedisError> {
+    STOP.key(keys.limit())
+        .arg(if stop { "1" } else { "0" })
         .invoke_async(redis)
         .await
 }

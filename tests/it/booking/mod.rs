@@ -8,6 +8,7 @@ mod idempotency;
 mod model;
 mod money;
 mod races;
+mod rebuild;
 mod recovery;
 mod tickets;
 mod turns;

@@ -485,7 +485,8 @@ impl World {
         String::from_utf8(bytes).unwrap()
     }
 
-    pub async fn sql(&self, statement: &'static str) {
+    pub async fn sql(&self, statement: &str) {
+        let statement = sqlx::AssertSqlSafe(statement.to_owned());
         sqlx::query(statement).execute(&self.pool).await.unwrap();
     }
 

@@ -216,6 +216,15 @@ impl Server {
             .expect(200);
     }
 
+    /// A call with the secret key.
+    pub async fn at_stripe(&self, path: &str, body: String) -> Reply {
+        let headers = self.stripe_headers();
+        let headers: Vec<(&str, &str)> = headers.iter().map(|(k, v)| (*k, v.as_str())).collect();
+        (self.sale.stripe)
+            .send(Method::POST, path, &headers, body)
+            .await
+    }
+
     fn stripe_headers(&self) -> [(&'static str, String); 2] {
         [
             ("authorization", format!("Bearer {}", self.key)),

@@ -1,6 +1,6 @@
 //! The few calls that payments need, reduced to what they say about money.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::str::FromStr;
 
 use stripe_core::payment_intent::{
@@ -31,6 +31,8 @@ pub struct NewIntent {
     pub currency: String,
     pub description: String,
     pub attempt: i32,
+    /// More of the metadata, noted with the attempt.
+    pub extra: BTreeMap<String, String>,
 }
 
 impl NewIntent {
@@ -39,8 +41,10 @@ impl NewIntent {
         format!("pi:{}:{}", self.payment_id, self.attempt)
     }
 
-    fn metadata(&self) -> HashMap<String, String> {
-        let mut metadata = HashMap::from([
+    /// What the intent says of itself, for whoever has lost everything else.
+    pub fn metadata(&self) -> HashMap<String, String> {
+        let mut metadata: HashMap<String, String> = self.extra.clone().into_iter().collect();
+        metadata.extend([
             ("order_id".to_owned(), self.order_id.to_string()),
             ("payment_id".to_owned(), self.payment_id.to_string()),
             ("user_id".to_owned(), self.user_id.to_string()),
@@ -62,6 +66,10 @@ pub struct Intent {
     pub currency: String,
     pub live: bool,
     pub payment_id: Option<Uuid>,
+    /// As we wrote it.
+    pub metadata: HashMap<String, String>,
+    /// Unix seconds.
+    pub created: i64,
     pub client_secret: Option<String>,
     pub failure_code: Option<String>,
     pub failure_message: Option<String>,
@@ -103,6 +111,8 @@ impl From<PaymentIntent> for Intent {
                 .metadata
                 .get("payment_id")
                 .and_then(|id| id.parse().ok()),
+            metadata: intent.metadata,
+            created: intent.created,
             client_secret: intent.client_secret,
             failure_code,
             failure_message,
@@ -130,6 +140,13 @@ pub struct StripeRefund {
     /// Our own id of it and its attempt, where it is ours.
     pub refund_id: Option<Uuid>,
     pub attempt: Option<i32>,
+}
+
+impl StripeRefund {
+    /// Has the buyer the money?
+    pub fn succeeded(&self) -> bool {
+        self.state == RefundState::Succeeded
+    }
 }
 
 impl From<stripe_shared::Refund> for StripeRefund {

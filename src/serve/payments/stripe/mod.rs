@@ -7,6 +7,7 @@
 
 mod budget;
 mod calls;
+mod lists;
 mod seen;
 pub mod shares;
 
@@ -25,6 +26,7 @@ use tracing::Instrument;
 
 pub use self::budget::{Budget, Class, Limits, StripeRate};
 pub use self::calls::{Intent, NewIntent, PaymentMethods, RefundState, StripeRefund};
+pub use self::lists::{ListedIntent, Page, Stretch};
 use self::seen::Seen;
 use crate::platform::{
     secret::Secret,
