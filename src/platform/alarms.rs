@@ -143,6 +143,32 @@ pub async fn clear(
     Ok(done.rows_affected())
 }
 
+/// Closes every open alarm of these kinds about this payment. Returns how many were open.
+///
+/// # Errors
+/// When the database fails.
+pub async fn clear_of_payment(
+    conn: &mut PgConnection,
+    kinds: &[&str],
+    payment: Uuid,
+    note: &str,
+) -> sqlx::Result<u64> {
+    let done = sqlx::query(
+        "update alarms set resolved_at = now(), resolved_by = $3, reason = $4
+         where kind = any($1) and payment_id = $2 and resolved_at is null",
+    )
+    .bind(kinds)
+    .bind(payment)
+    .bind(SYSTEM)
+    .bind(clean(note, DETAIL_CHARS_MAX))
+    .execute(conn)
+    .await?;
+    if done.rows_affected() > 0 {
+        tracing::info!(payment.id = %payment, ?kinds, "alarms of a payment closed: {note}");
+    }
+    Ok(done.rows_affected())
+}
+
 /// PostgreSQL takes no NUL in a text.
 fn clean(text: &str, chars_max: usize) -> String {
     text.chars()

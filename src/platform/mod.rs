@@ -3,6 +3,7 @@
 
 pub mod alarms;
 pub mod auth;
+pub mod currency;
 pub mod db;
 mod eddsa;
 pub mod edge;

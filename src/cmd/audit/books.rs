@@ -80,13 +80,14 @@ const PASSES: &[Pass] = &[
                 looked_at: Some("select count(*) from stretch where state = 'CONFIRMED' and channel = 'QUEUE'"),
                 breaches: "select 'order ' || o.id || ': payment ' || coalesce(p.id::text, 'none') || ' '
                         || coalesce(p.state, '') || ' ' || coalesce(p.amount, 0) || ', given back '
-                        || coalesce(p.refunded_amount, 0) || ' ' || coalesce(r.state, '')
+                        || coalesce(p.refunded_amount, 0) || coalesce(', dispute ' || p.dispute_state, '')
                     from stretch o
                     left join payments.payments p on p.id = o.payment_id
-                    left join payments.refunds r on r.payment_id = p.id
                     where o.state = 'CONFIRMED' and o.channel = 'QUEUE'
                       and (p.id is null or p.state <> 'SUCCEEDED' or p.amount <> o.amount or p.order_id <> o.id
-                           or r.id is not null or p.refunded_amount >= p.amount and p.amount > 0)
+                           or p.dispute_state = 'LOST'
+                           or exists (select 1 from payments.refunds r where r.payment_id = p.id and r.amount >= p.amount)
+                           or p.refunded_amount >= p.amount and p.amount > 0)
                       and o.confirmed_at < now() - interval '5 seconds'",
             },
         ],
@@ -96,15 +97,17 @@ const PASSES: &[Pass] = &[
         key: "id",
         questions: &[Question {
             name: "paymentsAreKeptOrGivenBack",
-            claim: "every captured payment is one confirmed order, or one full refund",
-            looked_at: Some("select count(*) from stretch where state = 'SUCCEEDED'"),
+            claim: "every captured payment is one confirmed order, one full refund, or a lost dispute",
+            looked_at: Some("select count(*) from stretch where state = 'SUCCEEDED' or captured_amount > 0"),
             breaches: "select 'payment ' || p.id || ' of order ' || p.order_id || ' (' || coalesce(o.state, 'none')
                     || '): neither an order nor given back'
                 from stretch p
                 left join reservations.orders o on o.id = p.order_id and o.payment_id = p.id and o.state = 'CONFIRMED'
-                left join payments.refunds r on r.payment_id = p.id
-                where p.state = 'SUCCEEDED' and o.id is null and p.amount > 0
-                  and p.refunded_amount < p.amount and r.id is null
+                where (p.state = 'SUCCEEDED' or p.captured_amount > 0) and o.id is null and p.amount > 0
+                  and p.refunded_amount < coalesce(p.captured_amount, p.amount)
+                  and p.dispute_state is distinct from 'LOST'
+                  and not exists (select 1 from payments.refunds r
+                      where r.payment_id = p.id and r.state in ('REQUESTED', 'PENDING'))
                   and coalesce(p.succeeded_at, p.updated_at) < now() - interval '$young seconds'",
         }],
     },
@@ -113,27 +116,43 @@ const PASSES: &[Pass] = &[
         key: "id",
         questions: &[Question {
             name: "refundsAreDone",
-            claim: "every refund is of the whole payment, and done",
+            claim: "every refund is of what was captured, and done",
             looked_at: None,
             breaches: "select 'refund ' || r.id || ' of payment ' || r.payment_id || ' is ' || r.state || ' of '
                     || r.amount || ' since ' || r.created_at || coalesce(': ' || r.last_error, '')
                 from stretch r join payments.payments p on p.id = r.payment_id
-                where (r.amount <> p.amount
-                   or r.state <> 'SUCCEEDED' and r.created_at < now() - interval '$young seconds')",
+                where (r.amount > coalesce(p.captured_amount, p.amount)
+                   or r.state = 'REQUESTED' and p.dispute_state is distinct from 'OPEN'
+                      and (r.refusals > 0 or r.created_at < now() - interval '$young seconds')
+                   or r.state = 'PENDING' and r.created_at < now() - interval '7 days'
+                   or r.state = 'SUCCEEDED' and r.refusals > 0 and r.settled_at > now() - interval '3 seconds')",
+        }],
+    },
+    Pass {
+        table: "reservations.payment_refunds",
+        key: "payment_id",
+        questions: &[Question {
+            name: "refundedTotalsAgree",
+            claim: "reservations knows how much of each payment went back",
+            looked_at: None,
+            breaches: "select 'payment ' || k.payment_id || ': reservations knows of ' || k.refunded
+                    || ' given back, payments of ' || p.refunded_amount
+                from stretch k join payments.payments p on p.id = k.payment_id
+                where k.refunded <> p.refunded_amount and p.updated_at < now() - interval '$young seconds'",
         }],
     },
     Pass {
         table: "reservations.refunds",
-        key: "payment_id",
+        key: "id",
         questions: &[Question {
             name: "refundsAgree",
             claim: "what reservations asks back, payments gives back",
             looked_at: None,
             breaches: "select 'payment ' || a.payment_id || ': asked ' || a.amount || ' back for ' || a.reason
                     || ', payments has ' || coalesce(r.state, 'nothing')
-                from stretch a left join payments.refunds r on r.payment_id = a.payment_id
+                from stretch a left join payments.refunds r on r.request_id = a.id
                 left join payments.payments p on p.id = a.payment_id
-                where r.id is null and coalesce(p.refunded_amount, 0) < a.amount
+                where r.id is null and a.reason <> 'REFUNDED_AT_STRIPE' and coalesce(p.refunded_amount, 0) < a.amount
                   and a.requested_at < now() - interval '$young seconds'",
         }],
     },

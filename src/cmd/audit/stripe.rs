@@ -29,7 +29,9 @@ struct Paid {
     id: Uuid,
     intent: Option<String>,
     state: String,
-    amount: i64,
+    /// What it captured, as payments knows it.
+    captured: i64,
+    /// Given back, or on its way.
     refunded: i64,
 }
 
@@ -135,7 +137,9 @@ impl Scan<'_> {
     async fn payments(&self, listed: &[ListedIntent]) -> sqlx::Result<Vec<Paid>> {
         let ids: Vec<&str> = listed.iter().map(|i| &*i.id).collect();
         let rows = sqlx::query(
-            "select id, intent_id, state, amount, refunded_amount
+            "select id, intent_id, state,
+                 coalesce(captured_amount, case when state = 'SUCCEEDED' then amount else 0 end),
+                 refunded_amount
              from payments.payments where intent_id = any($1)",
         )
         .bind(ids)
@@ -147,7 +151,7 @@ impl Scan<'_> {
                     id: row.try_get(0)?,
                     intent: row.try_get(1)?,
                     state: row.try_get(2)?,
-                    amount: row.try_get(3)?,
+                    captured: row.try_get(3)?,
                     refunded: row.try_get(4)?,
                 })
             })
@@ -168,10 +172,7 @@ impl Scan<'_> {
     }
 
     async fn differs(&self, intent: &ListedIntent, paid: &Paid) -> Result<Option<String>, String> {
-        let captured = match &*paid.state {
-            "SUCCEEDED" => paid.amount,
-            _ => 0,
-        };
+        let captured = paid.captured;
         let mut back = intent.refunded;
         if back != paid.refunded {
             // What is pending counts as refunded there, and not here.

@@ -10,6 +10,7 @@
 mod begin;
 mod cancel;
 mod config;
+mod disputes;
 mod http;
 mod looks;
 mod machine;
@@ -59,7 +60,7 @@ use crate::platform::upstream::{Upstream, UpstreamError};
 /// The schema of this role.
 pub const SCHEMA: &str = "payments";
 /// Its migrations.
-pub static MIGRATOR: crate::platform::db::Migrations = crate::migrations!("payments": "0001_payments", "0002_burnt_keys", "0003_traces", "0004_alarms", "0005_stripe_limits", "0006_reconciliation");
+pub static MIGRATOR: crate::platform::db::Migrations = crate::migrations!("payments": "0001_payments", "0002_burnt_keys", "0003_traces", "0004_alarms", "0005_stripe_limits", "0006_reconciliation", "0010_refunds_disputes");
 /// Its name as a consumer of events.
 const CONSUMER: &str = "payments";
 
@@ -217,6 +218,15 @@ pub fn tasks(payments: &Payments, tasks: &Tasks) {
         async move { stripe.look_when_quiet().await }
     });
     reconcilers(payments, tasks);
+    let this = payments.background();
+    tasks.every("payments.overdue", payments.overdue_every(), move || {
+        let this = this.clone();
+        async move {
+            if let Err(error) = this.look_for_overdue().await {
+                tracing::warn!(?error, "the age of refunds is not known now; looking again");
+            }
+        }
+    });
     let pool = payments.pool.clone();
     tasks.every("payments.purge", PURGE_EVERY, move || {
         let pool = pool.clone();

@@ -239,7 +239,8 @@ impl Payments {
             // Its order stands: that is cancelled, and refunded, as any other.
             return Err(Error::OrderNotPayable);
         }
-        refunds::request(&mut tx, &payment, intent.amount_received, "ORPHAN_CAPTURE").await?;
+        let (request, amount) = (payment.id, intent.amount_received);
+        refunds::request(&mut tx, &payment, request, amount, "ORPHAN_CAPTURE").await?;
         tx.commit().await?;
         self.worker.notify_one();
         Ok(())

@@ -82,8 +82,8 @@ pub(super) async fn overview(
         "select count(*) filter (where state in ('REQUIRES_PAYMENT', 'FAILED', 'PROCESSING')) as open,
                 count(*) filter (where state = 'CREATING') as unknown,
                 count(*) filter (where state = 'FAILED') as failed,
-                (select count(*) from refunds where state <> 'SUCCEEDED') as refunds_pending,
-                (select count(*) from refunds where state <> 'SUCCEEDED' and alarmed_at is not null) as refunds_stuck,
+                (select count(*) from refunds where state in ('REQUESTED', 'PENDING')) as refunds_pending,
+                (select count(*) from refunds where state in ('REQUESTED', 'PENDING') and alarmed_at is not null) as refunds_stuck,
                 (select count(*) from webhook_events where processed_at is null) as webhooks_pending,
                 (select coalesce(max(create_wait_ms), 0)::bigint from stripe_shares
                      where leased_until > now()) as create_wait_ms

@@ -46,6 +46,19 @@ struct Answer {
     verdict: Verdict,
     /// Does reservations know that all of it went back?
     refund_settled: bool,
+    /// The newest that it knows of the refunds, and of the disputes.
+    #[serde(default)]
+    refund_version: i64,
+    #[serde(default)]
+    dispute_version: i64,
+}
+
+impl Answer {
+    /// Has it heard all that was told?
+    fn knows(&self, payment: &Payment) -> bool {
+        self.refund_version >= payment.refund_version
+            && self.dispute_version >= payment.dispute_version
+    }
 }
 
 #[derive(Deserialize)]
@@ -88,7 +101,9 @@ impl Payments {
             };
             let back = payment.amount > 0 && payment.refunded_amount >= payment.amount;
             match answer.verdict {
-                Verdict::Accounted if !back || answer.refund_settled => accounted.push(payment),
+                Verdict::Accounted if answer.knows(payment) && (!back || answer.refund_settled) => {
+                    accounted.push(payment);
+                }
                 Verdict::Accounted | Verdict::NotYet => self.tell_again(payment).await?,
                 Verdict::NoOrder => self.without_order(payment).await?,
                 Verdict::Wrong => {

@@ -99,8 +99,9 @@ impl Payments {
         }
     }
 
-    /// An intent that is not what we asked for confirms nothing. Money that it took on our own
-    /// intent goes back whole; whose the rest is, a person must find out.
+    /// An intent that is not what we asked for confirms nothing. Where it is our own, money that it
+    /// took goes back whole, and once it is cancelled nothing can be paid any more; whose the rest
+    /// is, a person must find out.
     async fn set_aside(
         &self,
         tx: &mut sqlx::PgConnection,
@@ -114,13 +115,22 @@ impl Payments {
         }
         let ours =
             payment.intent_id.as_ref() == Some(&intent.id) && intent.live == self.stripe.live();
-        if !ours || intent.seen != Seen::Paid || !payment.state().is_open() {
+        let open = payment.state().is_open();
+        let paid = intent.seen == Seen::Paid
+            && payment.state() != PaymentState::Succeeded
+            && payment.captured_amount.is_none();
+        if !ours || !(paid || open && intent.seen == Seen::Cancelled) {
             return Ok(payment.clone());
         }
-        let reason = "INTENT_MISMATCH";
-        refunds::request(tx, payment, intent.amount_received, reason).await?;
         let after = store::set_state(tx, payment, PaymentState::Cancelled, intent).await?;
-        store::say(tx, &after.said_cancelled()).await?;
+        if paid {
+            let (request, amount) = (payment.id, intent.amount_received);
+            refunds::request(tx, &after, request, amount, "INTENT_MISMATCH").await?;
+            refunds::record::publish(tx, payment.id).await?;
+        }
+        if open {
+            store::say(tx, &after.said_cancelled()).await?;
+        }
         self.worker.notify_one();
         Ok(after)
     }

@@ -10,7 +10,8 @@ use uuid::Uuid;
 
 use std::collections::BTreeMap;
 
-use super::machine::PaymentState;
+use super::machine::{PaymentState, Seen};
+use super::refunds;
 use super::stripe::{Intent, NewIntent};
 use super::worker::Look;
 use crate::platform::{
@@ -47,6 +48,12 @@ pub struct Payment {
     pub accounted_at: Option<DateTime<Utc>>,
     /// How often it was asked in vain.
     pub account_tries: i32,
+    /// What Stripe took, where it may be another amount or currency than was asked for.
+    pub captured_amount: Option<i64>,
+    pub captured_currency: Option<String>,
+    pub refund_version: i64,
+    pub dispute_state: Option<String>,
+    pub dispute_version: i64,
 }
 
 crate::from_row!(Payment {
@@ -72,7 +79,12 @@ crate::from_row!(Payment {
     checks,
     metadata,
     accounted_at,
-    account_tries
+    account_tries,
+    captured_amount,
+    captured_currency,
+    refund_version,
+    dispute_state,
+    dispute_version
 });
 
 /// [`PaymentState`] as sqlx reads it.
@@ -98,6 +110,16 @@ impl<'r> sqlx::Decode<'r, Postgres> for State {
 impl Payment {
     pub fn state(&self) -> PaymentState {
         self.state.0
+    }
+
+    /// What Stripe took, or would take.
+    pub fn captured(&self) -> i64 {
+        self.captured_amount.unwrap_or(self.amount)
+    }
+
+    /// The currency of [`Self::captured`].
+    pub fn captured_currency(&self) -> &str {
+        self.captured_currency.as_deref().unwrap_or(&self.currency)
     }
 
     /// What Stripe is asked to make; the same on every try of this attempt.
@@ -143,7 +165,24 @@ impl Payment {
         )
     }
 
-    pub fn said_refunded(&self, amount: i64) -> NewEvent {
+    /// `payment.disputed`, told again: what the disputes come to.
+    fn said_disputed(&self) -> NewEvent {
+        NewEvent::new(
+            "payment.disputed",
+            self.order_id,
+            &json!({
+                "paymentId": self.id,
+                "orderId": self.order_id,
+                "state": self.dispute_state,
+                "version": self.dispute_version,
+            }),
+        )
+    }
+
+    /// `payment.refunded`: the refunds as they stand. The amount may have fallen; the version
+    /// orders the news.
+    pub fn said_refunded(&self, refunds: serde_json::Value) -> NewEvent {
+        let (amount, captured) = (self.refunded_amount, self.captured());
         NewEvent::new(
             "payment.refunded",
             self.order_id,
@@ -151,7 +190,10 @@ impl Payment {
                 "paymentId": self.id,
                 "orderId": self.order_id,
                 "amount": amount,
-                "full": amount >= self.amount,
+                "captured": captured,
+                "full": captured > 0 && amount >= captured,
+                "version": self.refund_version,
+                "refunds": refunds,
             }),
         )
     }
@@ -269,6 +311,7 @@ pub async fn set_state(
     state: PaymentState,
     intent: &Intent,
 ) -> sqlx::Result<Payment> {
+    let paid = intent.seen == Seen::Paid;
     sqlx::query_as(
         "update payments set
              state = $2,
@@ -277,6 +320,8 @@ pub async fn set_state(
              failure_code = $5, failure_message = $6,
              succeeded_at = case when $2 = 'SUCCEEDED' then coalesce(succeeded_at, now()) end,
              cleanup = cleanup and $2 = 'CANCELLED',
+             captured_amount = coalesce(captured_amount, $7),
+             captured_currency = coalesce(captured_currency, $8),
              updated_at = now()
          where id = $1 returning *",
     )
@@ -286,6 +331,8 @@ pub async fn set_state(
     .bind(&intent.client_secret)
     .bind(&intent.failure_code)
     .bind(&intent.failure_message)
+    .bind(paid.then_some(intent.amount_received))
+    .bind(paid.then_some(&intent.currency))
     .fetch_one(conn)
     .await
 }
@@ -411,8 +458,11 @@ pub async fn say_again(conn: &mut PgConnection, payment: &Payment) -> sqlx::Resu
     match payment.state() {
         PaymentState::Succeeded => {
             say(conn, &payment.said("payment.succeeded")).await?;
-            if payment.refunded_amount > 0 {
-                say(conn, &payment.said_refunded(payment.refunded_amount)).await?;
+            if payment.refund_version > 0 {
+                refunds::record::tell(conn, payment).await?;
+            }
+            if payment.dispute_state.is_some() {
+                say(conn, &payment.said_disputed()).await?;
             }
             Ok(())
         }

@@ -11,10 +11,9 @@ use sqlx::PgPool;
 use tracing::Instrument;
 
 use super::store::{self, Payment};
-use super::stripe::StripeFailure;
+use super::stripe::{StripeDispute, StripeFailure};
 use super::{Error, Payments};
-use crate::platform::{events::NewEvent, telemetry::traces};
-use serde_json::json;
+use crate::platform::telemetry::traces;
 
 /// An event whose object Stripe itself does not know is given up after so many tries.
 const REFUSED_TRIES_MAX: i32 = 8;
@@ -235,12 +234,14 @@ impl Payments {
             return Ok("NOT_OURS");
         };
         if kept.kind.starts_with("charge.dispute.") {
-            self.disputed(kept, &payment, object).await?;
+            let Some(told) = StripeDispute::read(object) else {
+                return Ok("NO_DISPUTE");
+            };
+            self.background().on_dispute(&payment, told).await?;
             return Ok("DISPUTED");
         }
         if family == "refund" || kept.kind.starts_with("charge.refund") {
-            self.sync_refunds(&payment).await?;
-            self.hurry_refund(&payment).await?;
+            self.background().sync_refunds(&payment).await?;
             return Ok("REFUNDS");
         }
         Ok("DONE")
@@ -269,55 +270,5 @@ impl Payments {
             (None, None) => return Ok(None),
         };
         Ok(Some(self.settle(&payment, &intent).await?))
-    }
-
-    /// A dispute takes the money back without asking us; a person must answer it at Stripe.
-    async fn disputed(&self, kept: &Kept, payment: &Payment, dispute: &Value) -> Result<(), Error> {
-        let status = dispute["status"].as_str().unwrap_or("unknown");
-        let detail = format!(
-            "{} {}: {} ({status})",
-            kept.kind,
-            dispute["id"].as_str().unwrap_or("?"),
-            dispute["reason"].as_str().unwrap_or("no reason given"),
-        );
-        let mut tx = self.pool.begin().await?;
-        if !store::alarm(&mut tx, "DISPUTE", payment, &detail).await? {
-            return Ok(());
-        }
-        sqlx::query("update payments set disputed_at = coalesce(disputed_at, now()) where id = $1")
-            .bind(payment.id)
-            .execute(&mut *tx)
-            .await?;
-        let event = NewEvent::new(
-            "payment.disputed",
-            payment.order_id,
-            &json!({
-                "paymentId": payment.id,
-                "orderId": payment.order_id,
-                "disputeId": dispute["id"],
-                "status": status,
-                "reason": dispute["reason"],
-                "amount": dispute["amount"],
-            }),
-        );
-        store::say(&mut tx, &event).await?;
-        tx.commit().await?;
-        self.counters.alarms.inc();
-        self.signal.wake();
-        Ok(())
-    }
-
-    /// A pending refund of ours may just have ended, well or badly: look now.
-    async fn hurry_refund(&self, payment: &Payment) -> sqlx::Result<()> {
-        let hurried = sqlx::query(
-            "update refunds set next_try_at = now() where payment_id = $1 and state = 'PENDING'",
-        )
-        .bind(payment.id)
-        .execute(&self.pool)
-        .await?;
-        if hurried.rows_affected() > 0 {
-            self.worker.notify_one();
-        }
-        Ok(())
     }
 }

@@ -265,8 +265,9 @@ impl Reservations {
         };
         failpoint!("orders.after_hold");
         let place = (place.epoch, place.number);
-        let order = NewOrder::new(id, asked.user, &catalogue, indices, times, place)
+        let mut order = NewOrder::new(id, asked.user, &catalogue, indices, times, place)
             .ok_or_else(|| Problem::internal("the hold names seats that the catalogue has not"))?;
+        order.view = order.view.cancellable(self.config.cancel_cutoff());
         self.write(order, claim).await
     }
 
@@ -381,7 +382,7 @@ impl Reservations {
         if order.row.user_id != user {
             return Ok(None);
         }
-        created(&OrderView::from(&order), false).map(Some)
+        created(&self.view(&order), false).map(Some)
     }
 }
 

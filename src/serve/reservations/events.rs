@@ -34,8 +34,6 @@ struct Data {
     amount: Option<i64>,
     #[serde(default)]
     currency: Option<String>,
-    #[serde(default)]
-    full: Option<bool>,
 }
 
 /// What this role listens to.
@@ -66,12 +64,8 @@ fn cause(event: &Event, data: &Data) -> Result<Cause, HandlerError> {
         }),
         "payment.failed" => Cause::PaymentFailed,
         "payment.cancelled" => Cause::PaymentCancelled,
-        "payment.refunded" => Cause::MoneyBack {
-            payment: data.payment_id.ok_or_else(|| lacks("paymentId"))?,
-            amount: data.amount.ok_or_else(|| lacks("amount"))?,
-            full: data.full.ok_or_else(|| lacks("full"))?,
-        },
-        "payment.disputed" => Cause::Disputed,
+        "payment.refunded" => Cause::MoneyBack(event.data()?),
+        "payment.disputed" => Cause::Disputed(event.data()?),
         other => {
             return Err(HandlerError::poison(anyhow::anyhow!(
                 "unknown event {other}"

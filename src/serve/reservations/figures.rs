@@ -100,7 +100,6 @@ impl Figures {
             Step::Reacquire => "paid_late",
             Step::Refund(_) => "refunded_capture",
             Step::GiveBack => "given_back",
-            Step::Alarm => "alarm",
             Step::Refuse(_) => "refused",
         };
         self.steps.get_or_create(&Outcome { outcome }).inc();

@@ -112,9 +112,19 @@ struct SeatMapView {
 
 /// A seat and whether it can be had.
 #[derive(Serialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
 struct MapSeat {
-    #[serde(flatten)]
-    seat: store::SeatView,
+    id: Uuid,
+    /// Part of the hall.
+    section: String,
+    row: String,
+    number: i32,
+    /// Price class.
+    grade: String,
+    /// In the currency's minor unit.
+    price: i64,
+    /// ISO 4217, lower case.
+    currency: String,
     status: SeatStatus,
 }
 
@@ -186,7 +196,7 @@ async fn list(
     orders.truncate(usize::try_from(limit).unwrap_or(usize::MAX));
     let last = orders.last().filter(|_| more).map(|o| o.row.id.to_string());
     Ok(Json(List {
-        items: orders.iter().map(OrderView::from).collect(),
+        items: orders.iter().map(|order| state.view(order)).collect(),
         next_cursor: last,
     }))
 }
@@ -203,7 +213,7 @@ async fn one(
     Path(id): Path<Uuid>,
 ) -> Result<Json<OrderView>, Problem> {
     let order = state.order_of(id, caller.user_id).await?;
-    Ok(Json(OrderView::from(&order)))
+    Ok(Json(state.view(&order)))
 }
 
 /// Give an order up
@@ -228,7 +238,7 @@ async fn cancel(
     let done = tokio::spawn(work.in_current_span());
     done.await.map_err(Problem::internal)??;
     let order = state.order_of(id, caller.user_id).await?;
-    Ok(Json(OrderView::from(&order)))
+    Ok(Json(state.view(&order)))
 }
 
 /// The ticket of a confirmed order
@@ -369,6 +379,10 @@ fn problem(error: StepError) -> Problem {
             "CANCELLATION_CLOSED",
             "It is too close to the show to cancel.",
         ),
+        StepError::Disputed => conflict(
+            "PAYMENT_DISPUTED",
+            "The payment is disputed: the bank decides where the money goes.",
+        ),
         StepError::TicketUsed => conflict("TICKET_USED", "The ticket was used at the door."),
         StepError::Database(error) => error.into(),
     }
@@ -392,6 +406,11 @@ impl Reservations {
     pub(super) async fn order_of(&self, id: Uuid, user: Uuid) -> Result<store::Order, Problem> {
         let order = store::order(&self.pool, id).await?;
         order.filter(|o| o.row.user_id == user).ok_or_else(no_order)
+    }
+
+    /// An order as the API shows it.
+    pub(super) fn view(&self, order: &store::Order) -> OrderView {
+        OrderView::from(order).cancellable(self.config.cancel_cutoff())
     }
 
     async fn cancel_order(&self, id: Uuid, user: Uuid) -> Result<(), Problem> {

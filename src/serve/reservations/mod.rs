@@ -17,6 +17,7 @@ pub mod machine;
 mod overview;
 mod rebuild;
 mod reconcile;
+pub mod refunds;
 mod restore;
 pub mod scripts;
 mod seatmap;
@@ -66,7 +67,7 @@ use crate::platform::{
 /// The schema of this role.
 pub const SCHEMA: &str = "reservations";
 /// Its migrations.
-pub static MIGRATOR: crate::platform::db::Migrations = crate::migrations!("reservations": "0001_orders", "0002_events", "0003_dead_letters", "0004_traces", "0005_alarms", "0006_reconciliation");
+pub static MIGRATOR: crate::platform::db::Migrations = crate::migrations!("reservations": "0001_orders", "0002_events", "0003_dead_letters", "0004_traces", "0005_alarms", "0006_reconciliation", "0010_refunds_disputes");
 
 /// A repair follows a rebuild after this long: what was on its way has arrived.
 const REPAIR_SOON: Duration = Duration::from_secs(1);

@@ -76,12 +76,16 @@ pub(super) struct Verdict {
     payment_id: Uuid,
     verdict: String,
     refund_settled: bool,
+    refund_version: i64,
+    dispute_version: i64,
 }
 
 crate::from_row!(Verdict {
     payment_id,
     verdict,
-    refund_settled
+    refund_settled,
+    refund_version,
+    dispute_version
 });
 
 #[derive(Debug, Serialize)]
@@ -102,11 +106,16 @@ pub(super) async fn captures(
         "select t.payment_id,
              case when o.id is null then 'NO_ORDER'
                   when o.state = 'CONFIRMED' and o.payment_id = t.payment_id then 'ACCOUNTED'
-                  when exists (select 1 from refunds r where r.payment_id = t.payment_id) then 'ACCOUNTED'
+                  when exists (select 1 from refunds r where r.payment_id = t.payment_id
+                               and (r.reason <> 'REFUNDED_AT_STRIPE' or o.state = 'REFUNDED')) then 'ACCOUNTED'
+                  when o.dispute_state = 'LOST' and o.state not in ('PENDING', 'PAYING') then 'ACCOUNTED'
                   when o.payment_id = t.payment_id then 'WRONG'
                   else 'NOT_YET' end as verdict,
              exists (select 1 from refunds r where r.payment_id = t.payment_id
-                     and r.settled_at is not null) as refund_settled
+                     and r.settled_at is not null) as refund_settled,
+             coalesce((select k.version from payment_refunds k where k.payment_id = t.payment_id), 0) as refund_version,
+             case when o.payment_id <> t.payment_id then 9223372036854775807
+                  else coalesce(o.dispute_version, 0) end as dispute_version
          from unnest($1::uuid[], $2::uuid[]) as t (payment_id, order_id)
          left join orders o on o.id = t.order_id",
     )
@@ -302,13 +311,13 @@ impl Reservations {
     /// Refunds that payments has not reported: asked for again where it does not know them.
     async fn ask_refunds(&self) -> Result<(), CompareError> {
         let rows = sqlx::query(
-            "update refunds set asked_again_at = now() where payment_id in (
-                 select payment_id from refunds
-                 where settled_at is null
+            "update refunds set asked_again_at = now() where id in (
+                 select id from refunds
+                 where settled_at is null and reason <> 'REFUNDED_AT_STRIPE'
                    and greatest(asked_again_at, requested_at) < now() - make_interval(
                        secs => greatest(12, least(600, extract(epoch from now() - requested_at) / 4)))
                  order by requested_at limit $1 for update skip locked)
-             returning payment_id, order_id, amount, reason",
+             returning payment_id, order_id, amount, reason, id",
         )
         .bind(AGAIN_MAX)
         .fetch_all(&self.pool)
@@ -316,9 +325,14 @@ impl Reservations {
         if rows.is_empty() {
             return Ok(());
         }
-        let mut overdue: BTreeMap<Uuid, (Uuid, i64, String)> = BTreeMap::new();
+        let mut overdue: BTreeMap<Uuid, (Uuid, i64, String, Uuid)> = BTreeMap::new();
         for row in &rows {
-            let due = (row.try_get(1)?, row.try_get(2)?, row.try_get(3)?);
+            let due = (
+                row.try_get(1)?,
+                row.try_get(2)?,
+                row.try_get(3)?,
+                row.try_get(4)?,
+            );
             overdue.insert(row.try_get(0)?, due);
         }
         let asked: Vec<_> = (overdue.keys())
@@ -329,7 +343,7 @@ impl Reservations {
             .await?;
         let mut tx = self.pool.begin().await?;
         for refund in known.refunds {
-            let Some((order, amount, reason)) = overdue.get(&refund.payment_id) else {
+            let Some((order, amount, reason, id)) = overdue.get(&refund.payment_id) else {
                 continue;
             };
             let key = refund.payment_id.to_string();
@@ -351,7 +365,7 @@ impl Reservations {
                     order.id = %order, payment.id = %refund.payment_id,
                     "the refund of payment {key} is not known there; it is asked for again"
                 );
-                let data = json!({ "orderId": order, "paymentId": refund.payment_id, "amount": amount, "reason": reason });
+                let data = json!({ "refundId": id, "orderId": order, "paymentId": refund.payment_id, "amount": amount, "reason": reason });
                 append(&mut tx, &NewEvent::new("refund.requested", *order, &data)).await?;
             }
         }
@@ -472,6 +486,7 @@ impl Reservations {
              where o.id = any($1) and o.channel = 'QUEUE'
                and o.state in ('CONFIRMED', 'EXPIRED', 'CANCELLED', 'REFUNDED')
                and coalesce(o.closed_at, o.confirmed_at) < now() - interval '15 seconds'
+               and o.dispute_state is distinct from 'LOST'
                and (o.state = 'CONFIRMED'
                     or not exists (select 1 from refunds r where r.order_id = o.id))",
         )

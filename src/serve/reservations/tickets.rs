@@ -118,6 +118,8 @@ pub enum Verdict {
     Valid,
     /// It was used before.
     AlreadyUsed,
+    /// The payment is disputed: the bank has the money until it decides.
+    Disputed,
     /// The order is not confirmed (any more).
     NotConfirmed,
     /// Not a code of ours.
@@ -184,7 +186,8 @@ impl Reservations {
         // The row decides between two doors, and between a door and a refund.
         let first = sqlx::query(
             "update orders set ticket_used_at = now(), ticket_used_by = $2
-             where id = $1 and state = 'CONFIRMED' and ticket_used_at is null",
+             where id = $1 and state = 'CONFIRMED' and ticket_used_at is null
+               and dispute_state is distinct from 'OPEN'",
         )
         .bind(id)
         .bind(by)
@@ -199,6 +202,8 @@ impl Reservations {
             Verdict::Valid
         } else if order.row.ticket_used_at.is_some() {
             Verdict::AlreadyUsed
+        } else if order.row.status() == Status::Confirmed && order.row.is_disputed() {
+            Verdict::Disputed
         } else {
             Verdict::NotConfirmed
         };

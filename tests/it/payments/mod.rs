@@ -4,6 +4,10 @@
 mod alarms;
 mod at_stripe;
 pub mod crashes;
+mod currencies;
+mod disputes;
+mod mismatch;
+mod refunds;
 pub mod support;
 
 use std::time::{Duration, Instant};

@@ -12,8 +12,9 @@ use stripe_shared::{PaymentIntent, PaymentIntentAllowedPaymentMethodTypes, Payme
 use stripe_types::Currency;
 use uuid::Uuid;
 
-use super::super::machine::{Seen, from_stripe_amount, to_stripe_amount};
+use super::super::machine::Seen;
 use super::{Stripe, StripeFailure};
+use crate::platform::currency::{from_stripe, to_stripe};
 
 /// Refunds of one payment that we look at; there are one or two.
 const REFUNDS_MAX: i64 = 100;
@@ -104,8 +105,8 @@ impl From<PaymentIntent> for Intent {
         Self {
             id: intent.id.to_string(),
             seen,
-            amount: from_stripe_amount(intent.amount, &currency),
-            amount_received: from_stripe_amount(intent.amount_received, &currency),
+            amount: from_stripe(intent.amount, &currency),
+            amount_received: from_stripe(intent.amount_received, &currency),
             live: intent.livemode,
             payment_id: intent
                 .metadata
@@ -155,7 +156,7 @@ impl From<stripe_shared::Refund> for StripeRefund {
         let metadata = refund.metadata.unwrap_or_default();
         Self {
             id: refund.id.to_string(),
-            amount: from_stripe_amount(refund.amount, &currency),
+            amount: from_stripe(refund.amount, &currency),
             state: match refund.status.as_deref() {
                 Some("succeeded") => RefundState::Succeeded,
                 Some("failed" | "canceled") => RefundState::Failed,
@@ -213,10 +214,9 @@ impl Stripe {
         };
         let mut description = new.description.clone();
         description.truncate(description.floor_char_boundary(METADATA_CHARS_MAX));
-        let request =
-            CreatePaymentIntent::new(to_stripe_amount(new.amount, &new.currency), currency)
-                .description(description)
-                .metadata(new.metadata());
+        let request = CreatePaymentIntent::new(to_stripe(new.amount, &new.currency), currency)
+            .description(description)
+            .metadata(new.metadata());
         let request = match &self.inner.methods {
             PaymentMethods::Automatic => request
                 .automatic_payment_methods(CreatePaymentIntentAutomaticPaymentMethods::new(true)),
@@ -257,7 +257,7 @@ impl Stripe {
     ) -> Result<StripeRefund, StripeFailure> {
         let request = CreateRefund::new()
             .payment_intent(intent_id)
-            .amount(to_stripe_amount(amount, currency))
+            .amount(to_stripe(amount, currency))
             .metadata(HashMap::from([
                 ("refund_id".to_owned(), refund_id.to_string()),
                 ("attempt".to_owned(), attempt.to_string()),

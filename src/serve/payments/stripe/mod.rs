@@ -7,6 +7,7 @@
 
 mod budget;
 mod calls;
+mod disputes;
 mod lists;
 mod seen;
 pub mod shares;
@@ -26,6 +27,7 @@ use tracing::Instrument;
 
 pub use self::budget::{Budget, Class, Limits, StripeRate};
 pub use self::calls::{Intent, NewIntent, PaymentMethods, RefundState, StripeRefund};
+pub use self::disputes::StripeDispute;
 pub use self::lists::{ListedIntent, Page, Stretch};
 use self::seen::Seen;
 use crate::platform::{
