@@ -6,8 +6,8 @@ use std::collections::HashMap;
 use serde_json::Value;
 use uuid::Uuid;
 
-use super::super::machine::from_stripe_amount;
 use super::{Stripe, StripeFailure};
+use crate::platform::currency::from_stripe;
 
 /// The most that Stripe lists at once.
 const PAGE_MAX: u32 = 100;
@@ -74,7 +74,7 @@ pub struct ListedIntent {
 impl ListedIntent {
     fn read(value: &Value) -> Option<Self> {
         let currency = value["currency"].as_str()?.to_owned();
-        let amount = |value: &Value| from_stripe_amount(value.as_i64().unwrap_or(0), &currency);
+        let amount = |value: &Value| from_stripe(value.as_i64().unwrap_or(0), &currency);
         let metadata = value["metadata"].as_object();
         Some(Self {
             id: value["id"].as_str()?.to_owned(),
