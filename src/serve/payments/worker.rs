@@ -47,14 +47,14 @@ enum Work {
 /// A payment to be looked at, and until when that is ours to do.
 #[derive(Debug)]
 pub struct Look {
-    payment: Payment,
+    payment: Box<Payment>,
     leased_until: DateTime<Utc>,
 }
 
 impl<'r> FromRow<'r, PgRow> for Look {
     fn from_row(row: &'r PgRow) -> sqlx::Result<Self> {
         Ok(Self {
-            payment: Payment::from_row(row)?,
+            payment: Box::new(Payment::from_row(row)?),
             leased_until: row.try_get("leased_until")?,
         })
     }
