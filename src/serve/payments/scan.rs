@@ -216,7 +216,7 @@ impl Payments {
             let key = payment.id.to_string();
             let alarm = store::about(NOT_PAID, &key, payment, &detail);
             alarms::raise_once(&mut *self.pool.acquire().await?, &alarm).await?;
-        } else if same && captured && listed.refunded > payment.refunded_amount {
+        } else if same && captured && listed.refunded != payment.refunded_amount {
             self.sync_refunds(payment).await?;
         }
         Ok(())

@@ -198,7 +198,9 @@ impl Payments {
         let ours =
             payment.intent_id.as_ref() == Some(&intent.id) && intent.live == self.stripe.live();
         let open = payment.state().is_open();
-        let paid = intent.seen == Seen::Paid && payment.state() != PaymentState::Succeeded;
+        let paid = intent.seen == Seen::Paid
+            && payment.state() != PaymentState::Succeeded
+            && payment.captured_amount.is_none();
         if !ours || !(paid || open && intent.seen == Seen::Cancelled) {
             return Ok(payment.clone());
         }

@@ -106,9 +106,11 @@ pub(super) async fn captures(
         "select t.payment_id,
              case when o.id is null then 'NO_ORDER'
                   when o.state = 'CONFIRMED' and o.payment_id = t.payment_id then 'ACCOUNTED'
-                  when exists (select 1 from refunds r where r.payment_id = t.payment_id) then 'ACCOUNTED'
+                  when exists (select 1 from refunds r where r.payment_id = t.payment_id
+                               and (r.reason <> 'REFUNDED_AT_STRIPE' or o.state = 'REFUNDED')) then 'ACCOUNTED'
                   -- Nothing was taken, or the bank has given it back for good.
-                  when o.payment_id = t.payment_id and (o.amount = 0 or o.dispute_state = 'LOST') then 'ACCOUNTED'
+                  when o.payment_id = t.payment_id and o.amount = 0 then 'ACCOUNTED'
+                  when o.dispute_state = 'LOST' and o.state not in ('PENDING', 'PAYING') then 'ACCOUNTED'
                   when o.payment_id = t.payment_id then 'WRONG'
                   else 'NOT_YET' end as verdict,
              coalesce(k.version, 0)::bigint as refund_version,
