@@ -11,12 +11,13 @@ mod begin;
 mod cancel;
 mod config;
 mod http;
-mod looks;
 mod machine;
 mod overview;
+mod poller;
 mod refunds;
 mod settle;
 mod signature;
+mod single_flight;
 mod store;
 mod stripe;
 mod webhook;
@@ -36,9 +37,9 @@ use uuid::Uuid;
 
 pub use self::config::{Config, Settings};
 pub use self::http::{WEBHOOK_BODY_MAX, router, routes};
-use self::looks::Looks;
 use self::machine::PaymentState;
 use self::signature::Refused;
+use self::single_flight::SingleFlight;
 use self::stripe::{Stripe, StripeFailure};
 use crate::platform::alarms::Alarms;
 use crate::platform::auth::{InternalSecret, Verifier};
@@ -71,6 +72,8 @@ struct ByState {
 struct Counters {
     states: Family<ByState, Counter>,
     alarms: Counter,
+    /// Events that were found in Stripe's list.
+    polled: Counter,
 }
 
 impl Counters {
@@ -81,6 +84,11 @@ impl Counters {
             })
             .inc();
     }
+}
+
+/// Does this key of Stripe's move real money?
+pub fn moves_real_money(key: &str) -> bool {
+    stripe::is_live(key)
 }
 
 /// The state of this role. Cheap to clone.
@@ -95,7 +103,12 @@ pub struct Payments {
     signal: OutboxSignal,
     /// Wakes the worker.
     worker: Arc<Notify>,
-    looks: Arc<Looks>,
+    /// Wakes the reader of Stripe's list of events: somebody waits for news.
+    news: Arc<Notify>,
+    /// Intents being made by this instance.
+    creates: Arc<SingleFlight<begin::Made>>,
+    /// When the last refused webhook was noted.
+    refusals: Arc<webhook::Refusals>,
     counters: Counters,
     totals: Arc<overview::Totals>,
     events: Watch,
@@ -135,6 +148,11 @@ impl Payments {
                 "Things that a person must look at",
                 c.alarms,
             );
+            registry.register(
+                "payments_events_polled",
+                "Events found in Stripe's list before a webhook brought them",
+                c.polled,
+            );
         });
         Ok(Self {
             alarms: Alarms::new(SCHEMA, pool.clone()),
@@ -146,7 +164,9 @@ impl Payments {
             config: Arc::new(settings),
             signal: OutboxSignal::new(),
             worker: Arc::default(),
-            looks: Arc::default(),
+            news: Arc::default(),
+            creates: Arc::default(),
+            refusals: Arc::default(),
             counters,
             totals: Arc::default(),
             events: Watch::default(),
@@ -185,6 +205,10 @@ pub fn tasks(payments: &Payments, tasks: &Tasks) {
     );
     tasks.spawn("payments.stripe-shares", move || {
         stripe::shares::run(stripe.clone(), pool.clone(), stop.clone())
+    });
+    let (state, stop) = (payments.clone(), tasks.token());
+    tasks.spawn("payments.stripe-events", move || {
+        poller::run(state.clone(), stop.clone())
     });
     let stripe = payments.stripe.clone();
     tasks.every("payments.stripe-health", STRIPE_LOOK_EVERY, move || {
@@ -264,6 +288,8 @@ pub(crate) enum Error {
     PaymentNotFound,
     HoldExpired,
     OrderNotPayable,
+    /// Stripe does not take this payment, and never will; its code for why.
+    ProviderRefused(String),
     BadSignature(Refused),
     BadWebhook(&'static str),
     Reservations(UpstreamError),
@@ -299,6 +325,15 @@ impl From<Error> for Problem {
                     "PAYMENT_PROVIDER_REFUSED",
                     "The payment provider does not take this payment. Nothing was charged.",
                 )
+            }
+            Error::ProviderRefused(code) => {
+                return Self::new(
+                    StatusCode::CONFLICT,
+                    "PAYMENT_PROVIDER_REFUSED",
+                    format!(
+                        "The payment provider does not take this payment ({code}), and trying again cannot help. Nothing was charged, and the seats are free again."
+                    ),
+                );
             }
             Error::OrderNotFound => (
                 StatusCode::NOT_FOUND,

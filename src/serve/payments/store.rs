@@ -88,6 +88,12 @@ impl Payment {
         self.state.0
     }
 
+    /// Stripe refused to make its intent: the code that it gave.
+    pub fn refused(&self) -> Option<&str> {
+        let never_made = self.state() == PaymentState::Cancelled && self.intent_id.is_none();
+        self.failure_code.as_deref().filter(|_| never_made)
+    }
+
     /// What Stripe is asked to make; the same on every try of this attempt.
     pub fn new_intent(&self) -> NewIntent {
         NewIntent {
@@ -195,12 +201,17 @@ pub async fn lock_by_order(
 }
 
 /// Notes the attempt before Stripe is called. The order's payment, whoever made it first:
-/// one of an earlier request, or the tombstone of a closed order.
-pub async fn note_attempt(conn: &mut PgConnection, new: &NewPayment) -> sqlx::Result<Payment> {
-    sqlx::query(
+/// one of an earlier request, or the tombstone of a closed order. True when it was made now: then
+/// the caller has the lease of [`lease_create`].
+pub async fn note_attempt(
+    conn: &mut PgConnection,
+    new: &NewPayment,
+) -> sqlx::Result<(Payment, bool)> {
+    let made = sqlx::query(
         "insert into payments (id, order_id, user_id, performance_id, state, amount, currency,
-                               description, next_check_at)
-         values ($1, $2, $3, $4, 'CREATING', $5, $6, $7, now() + make_interval(secs => $8))
+                               description, next_check_at, creating_until)
+         values ($1, $2, $3, $4, 'CREATING', $5, $6, $7, now() + make_interval(secs => $8),
+                 now() + make_interval(secs => $9))
          on conflict on constraint one_payment_an_order do nothing",
     )
     .bind(new.id)
@@ -211,12 +222,78 @@ pub async fn note_attempt(conn: &mut PgConnection, new: &NewPayment) -> sqlx::Re
     .bind(&new.currency)
     .bind(&new.description)
     .bind(new.check_after_s)
+    .bind(CREATE_LEASE_S)
     .execute(&mut *conn)
     .await?;
-    sqlx::query_as("select * from payments where order_id = $1")
+    let payment = sqlx::query_as("select * from payments where order_id = $1")
         .bind(new.order_id)
         .fetch_one(conn)
+        .await?;
+    Ok((payment, made.rows_affected() == 1))
+}
+
+/// Who makes the intent asks Stripe; others wait for so long for what comes of it. Should both
+/// ask, the key makes it one intent.
+const CREATE_LEASE_S: f64 = 5.0;
+
+/// Takes the making of this payment's intent, unless another caller has it.
+pub async fn lease_create(pool: &PgPool, id: Uuid) -> sqlx::Result<bool> {
+    let done = sqlx::query(
+        "update payments set creating_until = now() + make_interval(secs => $2)
+         where id = $1 and state = 'CREATING'
+           and (creating_until is null or creating_until < now())",
+    )
+    .bind(id)
+    .bind(CREATE_LEASE_S)
+    .execute(pool)
+    .await?;
+    Ok(done.rows_affected() == 1)
+}
+
+/// The making failed for now: the next caller need not wait.
+pub async fn release_create(pool: &PgPool, id: Uuid) -> sqlx::Result<()> {
+    sqlx::query("update payments set creating_until = null where id = $1 and state = 'CREATING'")
+        .bind(id)
+        .execute(pool)
+        .await?;
+    Ok(())
+}
+
+/// Stripe refuses to make this payment's intent, for good: there is none and will be none.
+pub async fn refuse(
+    conn: &mut PgConnection,
+    id: Uuid,
+    code: &str,
+    message: &str,
+) -> sqlx::Result<()> {
+    sqlx::query(
+        "update payments set state = 'CANCELLED', failure_code = $2, failure_message = $3,
+             cleanup = false, next_check_at = 'infinity', updated_at = now()
+         where id = $1 and state = 'CREATING'",
+    )
+    .bind(id)
+    .bind(code)
+    .bind(message)
+    .execute(conn)
+    .await?;
+    Ok(())
+}
+
+/// When what is known of the intent was true at Stripe (seconds).
+pub async fn intent_at(conn: &mut PgConnection, id: Uuid) -> sqlx::Result<Option<i64>> {
+    sqlx::query_scalar("select intent_at from payments where id = $1")
+        .bind(id)
+        .fetch_one(conn)
         .await
+}
+
+pub async fn note_intent_at(conn: &mut PgConnection, id: Uuid, at: i64) -> sqlx::Result<()> {
+    sqlx::query("update payments set intent_at = greatest(intent_at, $2) where id = $1")
+        .bind(id)
+        .bind(at)
+        .execute(conn)
+        .await?;
+    Ok(())
 }
 
 /// Makes sure that nobody begins to pay for this order: true when nobody had.

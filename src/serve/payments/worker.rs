@@ -14,6 +14,7 @@ use tokio_util::sync::CancellationToken;
 use super::machine::PaymentState;
 use super::refunds::{self, Refund};
 use super::store::{self, Payment};
+use super::stripe::StripeFailure;
 use super::webhook::{self, Kept};
 use super::{Error, Payments};
 use crate::platform::tasks;
@@ -261,8 +262,8 @@ impl Payments {
         }
         match payment.state() {
             PaymentState::Creating if expired_key(payment) => self.give_up_attempt(payment).await,
-            PaymentState::Creating => match self.make_intent(payment).await {
-                Ok(_) | Err(Error::HoldExpired) => Ok(()),
+            PaymentState::Creating => match self.make_intent_once(payment, false).await {
+                Ok(_) | Err(Error::HoldExpired | Error::ProviderRefused(_)) => Ok(()),
                 Err(error) => Err(error),
             },
             PaymentState::RequiresPayment | PaymentState::Failed | PaymentState::Processing => {
@@ -289,6 +290,11 @@ impl Payments {
             // Repeating the attempt finds what it made; nobody else can.
             None => {
                 let made = self.stripe.create_intent(&payment.new_intent()).await;
+                if let Err(StripeFailure::Refused { .. }) = &made {
+                    // That attempt made nothing, and never will.
+                    store::cleaned(&self.pool, payment.id).await?;
+                    return Ok(());
+                }
                 let made = made.map_err(Error::Stripe)?;
                 self.stripe
                     .cancel_intent(&made.id)

@@ -216,7 +216,8 @@ impl Server {
             .expect(200);
     }
 
-    fn stripe_headers(&self) -> [(&'static str, String); 2] {
+    /// What a call to the sandbox carries.
+    pub fn stripe_headers(&self) -> [(&'static str, String); 2] {
         [
             ("authorization", format!("Bearer {}", self.key)),
             (

@@ -114,3 +114,20 @@ pub async fn resolve(server: &Server, id: &str, body: Value) -> Reply {
 pub async fn resolved(server: &Server, id: &str) -> Reply {
     resolve(server, id, json!({"reason": "dealt with"})).await
 }
+
+/// The open alarms of a kind.
+pub async fn open_alarms(server: &Server, kind: &str) -> Vec<Value> {
+    let list = admin_get(server, "/admin/v1/alarms?limit=100").await;
+    let items = list.expect(200).body["items"].as_array().cloned();
+    let mut items = items.expect("a list");
+    items.retain(|alarm| alarm["kind"] == kind);
+    items
+}
+
+/// The open alarm of this kind, once there is one.
+pub async fn open_alarm(server: &Server, kind: &str) -> Value {
+    let is = |alarm: &&Value| alarm["kind"] == kind;
+    let find = |list: &Value| list["items"].as_array()?.iter().find(is).cloned();
+    let list = until_alarms(server, |list| find(list).is_some()).await;
+    find(&list).expect("just found")
+}

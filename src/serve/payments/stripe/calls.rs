@@ -111,6 +111,49 @@ impl From<PaymentIntent> for Intent {
     }
 }
 
+impl Intent {
+    /// As a signed event shows it; `None` where its shape is not the one that we know, whatever
+    /// version of the API it says it is of.
+    pub fn of_event(object: &serde_json::Value) -> Option<Self> {
+        let text = |name: &str| object[name].as_str().map(str::to_owned);
+        if object["object"].as_str()? != "payment_intent" {
+            return None;
+        }
+        let error = match &object["last_payment_error"] {
+            serde_json::Value::Null => None,
+            error => Some(error.as_object()?),
+        };
+        let seen = match object["status"].as_str()? {
+            "succeeded" => Seen::Paid,
+            "canceled" => Seen::Cancelled,
+            "processing" | "requires_capture" => Seen::Processing,
+            "requires_payment_method" if error.is_some() => Seen::Declined,
+            "requires_payment_method" | "requires_action" | "requires_confirmation" => Seen::Open,
+            _ => return None,
+        };
+        let said = |name: &str| {
+            let error = error.filter(|_| seen == Seen::Declined)?;
+            error.get(name)?.as_str().map(str::to_owned)
+        };
+        let currency = text("currency")?;
+        let metadata = object["metadata"].as_object()?;
+        Some(Self {
+            id: text("id")?,
+            seen,
+            amount: from_stripe_amount(object["amount"].as_i64()?, &currency),
+            amount_received: from_stripe_amount(object["amount_received"].as_i64()?, &currency),
+            live: object["livemode"].as_bool()?,
+            payment_id: metadata
+                .get("payment_id")
+                .and_then(|id| id.as_str()?.parse().ok()),
+            client_secret: text("client_secret"),
+            failure_code: said("decline_code").or_else(|| said("code")),
+            failure_message: said("message"),
+            currency,
+        })
+    }
+}
+
 /// What Stripe says of a refund.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum RefundState {
@@ -264,6 +307,42 @@ impl Stripe {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn an_event_is_believed_only_in_the_shape_that_we_know() {
+        let id = Uuid::now_v7();
+        let event = serde_json::json!({
+            "object": "payment_intent", "id": "pi_1", "status": "succeeded", "amount": 500,
+            "amount_received": 500, "currency": "usd", "livemode": false,
+            "metadata": {"payment_id": id}, "last_payment_error": null, "unheard_of": [1],
+        });
+        let intent = Intent::of_event(&event).unwrap();
+        assert_eq!((intent.seen, intent.payment_id), (Seen::Paid, Some(id)));
+        assert_eq!((intent.amount, intent.amount_received), (500, 500));
+        for (field, odd) in [
+            ("object", serde_json::json!("charge")),
+            ("status", "settled".into()),
+            ("amount", "500".into()),
+            ("amount", serde_json::json!(1e300)),
+            ("amount_received", serde_json::Value::Null),
+            ("currency", 7.into()),
+            ("livemode", serde_json::Value::Null),
+            ("metadata", serde_json::Value::Null),
+            ("last_payment_error", "declined".into()),
+            ("id", serde_json::json!(["pi_1"])),
+        ] {
+            let mut other = event.clone();
+            other[field] = odd;
+            assert!(Intent::of_event(&other).is_none(), "{field}: {other}");
+        }
+        let mut declined = event.clone();
+        declined["status"] = "requires_payment_method".into();
+        declined["last_payment_error"] =
+            serde_json::json!({"code": "card_declined", "decline_code": "lost_card"});
+        let intent = Intent::of_event(&declined).unwrap();
+        assert_eq!(intent.seen, Seen::Declined);
+        assert_eq!(intent.failure_code.as_deref(), Some("lost_card"));
+    }
 
     #[test]
     fn payment_methods_are_read_as_their_help_says() {
