@@ -18,7 +18,7 @@ pub(super) enum Source {
 /// What became of a payment.
 #[derive(Debug)]
 pub(super) enum Settled {
-    Now(Payment),
+    Now(Box<Payment>),
     /// The event does not settle it: the intent must be read. Nothing was changed.
     InDoubt(String),
 }
@@ -31,7 +31,7 @@ impl Payments {
     /// Looks may arrive late and in any order.
     pub(super) async fn settle(&self, payment: &Payment, intent: &Intent) -> sqlx::Result<Payment> {
         match self.settle_by(payment, intent, Source::Read).await? {
-            Settled::Now(payment) => Ok(payment),
+            Settled::Now(payment) => Ok(*payment),
             Settled::InDoubt(_) => Ok(payment.clone()),
         }
     }
@@ -50,7 +50,7 @@ impl Payments {
         if let Source::Event { made_at } = source {
             match self.believe(&mut tx, &now, intent, made_at).await? {
                 Belief::New => {}
-                Belief::Old => return Ok(Settled::Now(now)),
+                Belief::Old => return Ok(Settled::Now(Box::new(now))),
                 Belief::Doubt(why) => return Ok(Settled::InDoubt(why)),
             }
         }
@@ -58,13 +58,13 @@ impl Payments {
             // Of an attempt whose answer was lost; nobody has its secret.
             tx.rollback().await?;
             self.drop_stray(intent).await;
-            return Ok(Settled::Now(now));
+            return Ok(Settled::Now(Box::new(now)));
         }
         if let Some(wrong) = self.mismatch(&now, intent) {
             let now = self.set_aside(&mut tx, &now, intent, &wrong).await?;
             tx.commit().await?;
             self.signal.wake();
-            return Ok(Settled::Now(now));
+            return Ok(Settled::Now(Box::new(now)));
         }
         let next = match step(now.state(), intent.seen) {
             Step::To(next) => next,
@@ -74,9 +74,9 @@ impl Payments {
                     tx.commit().await?;
                     self.worker.notify_one();
                 }
-                return Ok(Settled::Now(now));
+                return Ok(Settled::Now(Box::new(now)));
             }
-            Step::Same => return Ok(Settled::Now(now)),
+            Step::Same => return Ok(Settled::Now(Box::new(now))),
         };
         let after = store::set_state(&mut tx, &now, next, intent).await?;
         let true_at = match source {
@@ -102,7 +102,7 @@ impl Payments {
         crate::failpoint!("payments.after_settle_commit");
         self.signal.wake();
         self.counters.count(next);
-        Ok(Settled::Now(after))
+        Ok(Settled::Now(Box::new(after)))
     }
 
     /// Is what an event says of its intent to be believed as it stands? What is final at Stripe
