@@ -3,6 +3,8 @@
 
 pub mod alarms;
 pub mod auth;
+pub mod catalogue_changes;
+pub mod currency;
 pub mod db;
 mod eddsa;
 pub mod edge;

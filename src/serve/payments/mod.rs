@@ -54,7 +54,7 @@ use crate::platform::upstream::{Upstream, UpstreamError};
 /// The schema of this role.
 pub const SCHEMA: &str = "payments";
 /// Its migrations.
-pub static MIGRATOR: crate::platform::db::Migrations = crate::migrations!("payments": "0001_payments", "0002_burnt_keys", "0003_traces", "0004_alarms", "0005_stripe_limits");
+pub static MIGRATOR: crate::platform::db::Migrations = crate::migrations!("payments": "0001_payments", "0002_burnt_keys", "0003_traces", "0004_alarms", "0005_stripe_limits", "0008_payment_totals");
 /// Its name as a consumer of events.
 const CONSUMER: &str = "payments";
 
@@ -190,6 +190,15 @@ pub fn tasks(payments: &Payments, tasks: &Tasks) {
     tasks.every("payments.stripe-health", STRIPE_LOOK_EVERY, move || {
         let stripe = stripe.clone();
         async move { stripe.look_when_quiet().await }
+    });
+    let pool = payments.pool.clone();
+    tasks.every("payments.totals", overview::FOLD_EVERY, move || {
+        let pool = pool.clone();
+        async move {
+            if let Err(error) = overview::fold(&pool).await {
+                tracing::warn!(%error, "totals are added up later");
+            }
+        }
     });
     let pool = payments.pool.clone();
     tasks.every("payments.purge", PURGE_EVERY, move || {

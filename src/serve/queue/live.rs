@@ -40,6 +40,26 @@ pub struct Facts {
     pub total_seats: i64,
     /// Which schedules those are.
     pub schedule_ids: Vec<uuid::Uuid>,
+    /// Seats of the schedules that are still sold, and which those are.
+    #[serde(default)]
+    pub open_seats: Option<i64>,
+    /// See `open_seats`.
+    #[serde(default)]
+    pub open_schedule_ids: Option<Vec<uuid::Uuid>>,
+}
+
+impl Facts {
+    /// Seats of the schedules that are still sold: the others' remain for nobody.
+    pub fn open_seats(&self) -> i64 {
+        self.open_seats.unwrap_or(self.total_seats)
+    }
+
+    /// Which those are.
+    pub fn open_schedules(&self) -> &[uuid::Uuid] {
+        self.open_schedule_ids
+            .as_deref()
+            .unwrap_or(&self.schedule_ids)
+    }
 }
 
 /// Settings and facts, together in force.

@@ -206,13 +206,13 @@ impl State {
     async fn apply(&self, live: &Live, rules: &Rules) -> Result<(), Error> {
         let known = live.rules.load();
         let capacity = rules.facts.total_seats;
-        let moved = (known.facts.total_seats, &known.facts.schedule_ids)
-            != (capacity, &rules.facts.schedule_ids)
+        let moved = (known.facts.total_seats, known.facts.open_schedules())
+            != (capacity, rules.facts.open_schedules())
             || live.snapshot.load().view.capacity != capacity;
         let seats = match moved {
             true => Some(Seats {
-                schedules: &rules.facts.schedule_ids,
-                remaining: (capacity - self.sold(live.id).await?).max(0),
+                schedules: rules.facts.open_schedules(),
+                remaining: (rules.facts.open_seats() - self.sold(live.id).await?).max(0),
             }),
             false => None,
         };

@@ -8,6 +8,7 @@
 
 mod admin;
 mod batch;
+mod catalogue;
 pub mod draw;
 mod epochs;
 mod error;

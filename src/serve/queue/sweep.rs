@@ -44,7 +44,7 @@ const PRUNE_EVERY: Duration = Duration::from_secs(600);
 const CLOSED_KEPT_MS: i64 = 7 * 86_400_000;
 /// Queues of performances that are not on sale are looked up so many at a time.
 const LET_GO_MAX: usize = 20;
-/// How often a performance's facts are read again: another role's, so not seen by version.
+/// How often a performance's facts are read again: should a change of them have gone unheard.
 const FACTS_EVERY: Duration = Duration::from_secs(5);
 /// How often queues that live elsewhere are looked for.
 const ADOPT_EVERY: Duration = Duration::from_secs(10);
@@ -89,6 +89,7 @@ pub fn tasks(state: &State, tasks: &Tasks) {
         let state = adopt.clone();
         async move { state.adopt().await }
     });
+    super::catalogue::start(state, tasks);
     wake::start(state, tasks);
     let (ending, draining) = (state.clone(), tasks.draining());
     tasks.spawn_once("queue.streams", move || {
@@ -265,7 +266,7 @@ impl State {
         }
     }
 
-    async fn refresh(&self, live: &Arc<Live>) {
+    pub(super) async fn refresh(&self, live: &Arc<Live>) {
         match self.refresh_rules(live).await {
             Ok(()) => {}
             Err(Error::NotFound) => {

@@ -155,7 +155,7 @@ impl State {
     async fn start(&self, live: &Live) -> Result<Start, Error> {
         let rules = live.rules.load_full();
         let capacity = rules.facts.total_seats;
-        let remaining = (capacity - self.sold(live.id).await?).max(0);
+        let remaining = (rules.facts.open_seats() - self.sold(live.id).await?).max(0);
         let mut fields = rules.fields();
         fields.push(("settings", rules.settings.version.to_string()));
         fields.push(("capacity", capacity.to_string()));
@@ -171,7 +171,7 @@ impl State {
             orders: false,
             recover_ms: 0,
             fields,
-            schedules: rules.facts.schedule_ids.clone(),
+            schedules: rules.facts.open_schedules().to_vec(),
         })
     }
 

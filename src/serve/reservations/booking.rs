@@ -4,6 +4,8 @@
 //! that an attempt that takes over finds what the dead one left: its hold, or
 //! its order.
 
+use std::collections::BTreeSet;
+
 use bytes::Bytes;
 use http::StatusCode;
 use serde::{Deserialize, Serialize};
@@ -20,6 +22,7 @@ use super::{
 use crate::{
     failpoint,
     platform::{
+        currency,
         idempotency::{Answer, Claim},
         place::{Place, PlaceState},
         problem::{FieldError, Problem},
@@ -125,6 +128,48 @@ impl CreateOrder {
     }
 }
 
+/// Whether the payment provider takes this amount; nothing to pay needs no provider.
+fn payable(amount: i64, currency: &str) -> Result<(), Problem> {
+    if amount == 0 {
+        return Ok(());
+    }
+    match currency::payable(amount, currency) {
+        Ok(_) => Ok(()),
+        Err(why) => Err(Problem::new(
+            StatusCode::CONFLICT,
+            "AMOUNT_NOT_PAYABLE",
+            format!("This order would cost {amount} {currency}, which cannot be paid: {why}."),
+        )
+        .with("amount", serde_json::json!(amount))
+        .with("currency", serde_json::json!(currency))),
+    }
+}
+
+/// Refuses what cannot be paid before anything is held. Of the best seats it is not known which they will be where they
+/// have several prices: then only what is certain is refused here.
+fn check_amount(pick: &Pick, catalogue: &Catalogue) -> Result<(), Problem> {
+    let currency = &*catalogue.currency;
+    match pick {
+        Pick::Seats(indices) => {
+            let seats = indices.iter().filter_map(|i| catalogue.seat(*i));
+            payable(seats.map(|s| s.price).sum(), currency)
+        }
+        Pick::Best { count, stretches } => {
+            let wanted = stretches.iter().flat_map(|s| s.from..s.to);
+            let prices: BTreeSet<i64> = wanted
+                .filter_map(|i| catalogue.seat(i))
+                .map(|s| s.price)
+                .collect();
+            match (prices.first(), prices.last()) {
+                (Some(least), Some(most)) if least == most => {
+                    payable(least * i64::from(*count), currency)
+                }
+                _ => Ok(()),
+            }
+        }
+    }
+}
+
 fn created(view: &OrderView, kept: bool) -> Result<Answer, Problem> {
     let body = serde_json::to_vec(view).map_err(Problem::internal)?;
     Ok(Answer {
@@ -213,6 +258,7 @@ impl Reservations {
             PlaceState::Waiting | PlaceState::Working => {}
         }
         let pick = asked.order.pick(&catalogue)?;
+        check_amount(&pick, &catalogue)?;
         let started = std::time::Instant::now();
         let held = self.hold(&asked, &catalogue, &pick, id).await?;
         self.figures.held(&held, started.elapsed());
@@ -236,6 +282,14 @@ impl Reservations {
                     ),
                 ));
             }
+            Held::SalesEnded => {
+                return Err(Problem::new(
+                    StatusCode::CONFLICT,
+                    "SALES_ENDED",
+                    "Tickets of this schedule are not sold any more.",
+                )
+                .with("salesEndAt", serde_json::json!(catalogue.sales_end_at)));
+            }
             Held::Exhausted => {
                 return Err(Problem::new(
                     StatusCode::CONFLICT,
@@ -257,6 +311,17 @@ impl Reservations {
         let place = (place.epoch, place.number);
         let order = NewOrder::new(id, asked.user, &catalogue, indices, times, place)
             .ok_or_else(|| Problem::internal("the hold names seats that the catalogue has not"))?;
+        if let Err(refused) = payable(order.view.amount, &order.view.currency) {
+            // The best seats, of several prices: they are not kept.
+            let view = &order.view;
+            if let Err(error) = self
+                .free_hold(view.performance_id, view.schedule_id, id)
+                .await
+            {
+                tracing::warn!(order.id = %id, %error, "a hold without an order stays until its deadline");
+            }
+            return Err(refused);
+        }
         self.write(order, claim).await
     }
 
@@ -277,6 +342,8 @@ impl Reservations {
             limit: self.config.seat_limit,
             place: Some((asked.place.epoch, asked.place.number)),
             counted: None,
+            sales_end_ms: catalogue.sales_end_at.timestamp_millis(),
+            starts_ms: catalogue.starts_at.timestamp_millis(),
             pick,
         };
         let mut redis = self.redis.clone();

@@ -115,6 +115,10 @@ impl Reservations {
         let lost = if row.starts_at <= row.now {
             Some("PAID_TOO_LATE_SHOW_STARTED")
         } else {
+            // As the schedule is now; it may have been moved since.
+            let catalogue = self.catalogues.get(row.schedule_id).await;
+            let catalogue =
+                catalogue.map_err(|p| HandlerError::retry(anyhow::anyhow!("{}", p.code())))?;
             let pick = Pick::Seats(order.indices());
             let hold = Hold {
                 order: id,
@@ -125,6 +129,8 @@ impl Reservations {
                 limit: self.config.seat_limit,
                 place: None,
                 counted: None,
+                sales_end_ms: catalogue.sales_end_at.timestamp_millis(),
+                starts_ms: catalogue.starts_at.timestamp_millis(),
                 pick: &pick,
             };
             self.seats_again(row.performance_id, &hold).await?
@@ -159,6 +165,7 @@ impl Reservations {
             Held::Seats { .. } => Ok(None),
             Held::Taken(_) => Ok(Some("PAID_TOO_LATE_SEATS_GONE")),
             Held::Limit(_) => Ok(Some("PAID_TOO_LATE_LIMIT_REACHED")),
+            Held::SalesEnded => Ok(Some("PAID_TOO_LATE_SALES_ENDED")),
             Held::Absent => {
                 self.rebuild(performance).await?;
                 Err(HandlerError::retry(anyhow::anyhow!(

@@ -136,7 +136,7 @@ enum SeatStatus {
         (status = 201, body = OrderView),
         (status = 401, body = ProblemBody), (status = 403, body = ProblemBody),
         (status = 404, body = ProblemBody),
-        (status = 409, body = ProblemBody, description = "SEATS_TAKEN, SEAT_LIMIT_EXCEEDED, HOLDS_EXHAUSTED (a turn holds ten times at most), BOOKING_NOT_OPEN, IDEMPOTENCY_IN_PROGRESS"),
+        (status = 409, body = ProblemBody, description = "SEATS_TAKEN, SEAT_LIMIT_EXCEEDED, HOLDS_EXHAUSTED (a turn holds ten times at most), SALES_ENDED with salesEndAt, AMOUNT_NOT_PAYABLE (the payment provider does not take this amount), BOOKING_NOT_OPEN, IDEMPOTENCY_IN_PROGRESS"),
         (status = 410, body = ProblemBody, description = "QUEUE_TOKEN_EXPIRED: the turn has ended, or takes no new holds any more while an unpaid order keeps it"),
         (status = 422, body = ProblemBody),
     ),
@@ -241,7 +241,8 @@ async fn ticket(
 
 /// Take a ticket at the door
 ///
-/// The first check answers VALID and uses the ticket up; later ones answer ALREADY_USED.
+/// The first check answers VALID and uses the ticket up; later ones answer ALREADY_USED. A ticket whose order is not
+/// CONFIRMED any more says so, used or not. Name the schedule at the door, and another one's ticket is WRONG_SCHEDULE.
 #[utoipa::path(
     post, path = "/admin/v1/tickets/check", tag = "Operations", security(("bearer" = [])),
     request_body = TicketCheck,
@@ -255,10 +256,7 @@ async fn check_ticket(
     Admin(caller): Admin,
     Json(check): Json<TicketCheck>,
 ) -> Result<Json<TicketVerdict>, Problem> {
-    state
-        .check_ticket(&check.code, caller.user_id)
-        .await
-        .map(Json)
+    state.check_ticket(&check, caller.user_id).await.map(Json)
 }
 
 #[derive(Deserialize)]
@@ -295,7 +293,7 @@ async fn begin_payment(
     })))
 }
 
-/// How many seats of a performance are sold: the queue asks when an epoch begins. Redis may have
+/// How many seats are sold, of a performance's schedules that are still sold: the queue asks when an epoch begins. Redis may have
 /// lost seats as well, or hold an older state of them: they are repaired, and counted for the
 /// queue, a second later.
 async fn sold(
@@ -303,11 +301,13 @@ async fn sold(
     _: Internal,
     Path(performance): Path<Uuid>,
 ) -> Result<Json<Value>, Problem> {
+    let schedules = state.catalogues.schedules_of(performance).await?;
     let sold: i64 = sqlx::query(
         "select coalesce(sum(seat_count), 0)::bigint as sold from orders
-         where performance_id = $1 and state = 'CONFIRMED'",
+         where performance_id = $1 and state = 'CONFIRMED' and schedule_id = any($2)",
     )
     .bind(performance)
+    .bind(schedules.open())
     .fetch_one(&state.pool)
     .await?
     .try_get("sold")?;

@@ -45,6 +45,7 @@ pub use self::{
 use crate::platform::{
     alarms::Alarms,
     auth::{InternalSecret, Verifier},
+    catalogue_changes::{self, Follower},
     events::{Outbox, OutboxSignal, Watch},
     idempotency,
     metrics::Metrics,
@@ -57,7 +58,7 @@ use crate::platform::{
 /// The schema of this role.
 pub const SCHEMA: &str = "reservations";
 /// Its migrations.
-pub static MIGRATOR: crate::platform::db::Migrations = crate::migrations!("reservations": "0001_orders", "0002_events", "0003_dead_letters", "0004_traces", "0005_alarms");
+pub static MIGRATOR: crate::platform::db::Migrations = crate::migrations!("reservations": "0001_orders", "0002_events", "0003_dead_letters", "0004_traces", "0005_alarms", "0008_sold_totals");
 
 /// A repair follows a rebuild after this long: what was on its way has arrived.
 const REPAIR_SOON: Duration = Duration::from_secs(1);
@@ -150,6 +151,7 @@ pub struct Inner {
     secret: InternalSecret,
     payments: Upstream,
     queue: Upstream,
+    performances: Upstream,
     catalogues: Catalogues,
     maps: SeatMaps,
     writer: Writer,
@@ -207,7 +209,8 @@ impl Reservations {
             secret: deps.secret,
             payments: deps.payments,
             queue: deps.queue,
-            catalogues: Catalogues::new(deps.performances),
+            catalogues: Catalogues::new(deps.performances.clone()),
+            performances: deps.performances,
             maps: SeatMaps::default(),
             signal: OutboxSignal::new(),
             figures: Figures::new(&deps.metrics),
@@ -269,6 +272,7 @@ impl Reservations {
                 self.figures.repaired.inc_by(count as u64);
             }
             Err(error) => {
+                self.figures.repair_failures.inc();
                 tracing::warn!(performance.id = %performance, %error, "the repair of seats comes again");
             }
         }
@@ -294,13 +298,47 @@ impl Reservations {
         let live: Vec<String> = match redis.smembers(self.live_key()).await {
             Ok(live) => live,
             Err(error) => {
-                tracing::warn!(%error, "the repair of all seats comes again");
+                self.figures.repair_failures.inc();
+                tracing::warn!(%error, "cannot list the performances whose seats are in Redis; their repair comes again");
                 return;
             }
         };
-        for performance in live.iter().filter_map(|p| p.parse().ok()) {
-            self.repair_logged(performance).await;
+        for name in live {
+            match name.parse() {
+                Ok(performance) => self.repair_logged(performance).await,
+                Err(error) => {
+                    self.figures.repair_failures.inc();
+                    tracing::error!(name, %error, "an entry of the set of live performances is no id");
+                }
+            }
         }
+    }
+
+    /// Changed prices, times and ends of sales take effect here: what is cached is asked for again, and the seats that are
+    /// not sold are counted anew.
+    pub async fn follow_catalogue(&self, follower: &mut Follower) {
+        let Some(changes) = follower.next_logged("reservations").await else {
+            return;
+        };
+        if changes.reset {
+            self.catalogues.changed(None);
+        }
+        let changed: HashSet<Uuid> = changes.changed.iter().map(|c| c.performance_id).collect();
+        for performance in &changed {
+            self.catalogues.changed(Some(*performance));
+        }
+        for performance in changed.into_iter().chain(changes.ended) {
+            if let Err(error) = self.recount(performance).await {
+                self.figures.repair_failures.inc();
+                tracing::warn!(performance.id = %performance, %error, "the seats that remain are counted again within a minute");
+                self.repair_soon(performance);
+            }
+        }
+    }
+
+    /// Asks performances for changes, from now on.
+    pub fn catalogue_follower(&self) -> Follower {
+        Follower::new(self.performances.clone())
     }
 }
 
@@ -330,6 +368,21 @@ pub fn tasks(state: &Reservations, tasks: &Tasks) {
     tasks.every("seat-repair", REPAIR_EVERY, move || {
         let this = this.clone();
         async move { this.repair_all().await }
+    });
+    let (this, follower) = (state.clone(), state.catalogue_follower());
+    let follower = Arc::new(Mutex::new(follower));
+    tasks.every("catalogue-changes", catalogue_changes::EVERY, move || {
+        let (this, follower) = (this.clone(), follower.clone());
+        async move { this.follow_catalogue(&mut *follower.lock().await).await }
+    });
+    let pool = state.pool.clone();
+    tasks.every("sold-totals", overview::FOLD_EVERY, move || {
+        let pool = pool.clone();
+        async move {
+            if let Err(error) = overview::fold(&pool).await {
+                tracing::warn!(%error, "totals are added up later");
+            }
+        }
     });
     let pool = state.pool.clone();
     tasks.every("idempotency-keys", Duration::from_secs(600), move || {

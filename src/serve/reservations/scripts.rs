@@ -51,6 +51,11 @@ impl Keys {
         ["meta", "wait", "work", "place", "ended", "reg", "back"].map(|n| self.name(n))
     }
 
+    /// The queue's settings and counters.
+    pub fn meta(&self) -> String {
+        self.name("meta")
+    }
+
     /// A byte a seat.
     pub fn seats(&self, schedule: Uuid) -> String {
         self.name(&format!("seats:{schedule}"))
@@ -122,6 +127,10 @@ pub struct Hold<'a> {
     pub place: Option<(u32, u64)>,
     /// Holds that the turn has made, as Postgres knows them; none until the script asks.
     pub counted: Option<u64>,
+    /// Until when the schedule is sold, Unix ms.
+    pub sales_end_ms: i64,
+    /// When the show starts, Unix ms: no hold lasts longer.
+    pub starts_ms: i64,
     /// What is wanted.
     pub pick: &'a Pick,
 }
@@ -161,6 +170,8 @@ pub enum Held {
     Limit(u32),
     /// None: the turn has made all its holds.
     Exhausted,
+    /// None: the schedule is not sold any more.
+    SalesEnded,
     /// None: Redis does not know how many holds the turn has made; count them in Postgres.
     Uncounted,
     /// None: the place does not allow it.
@@ -199,6 +210,8 @@ pub struct Settle<'a> {
     pub place: Option<i64>,
     /// Until when it keeps that turn, Unix ms, where it is unpaid.
     pub keeps_ms: i64,
+    /// Until when its schedule is sold, Unix ms; 0 where that is not known.
+    pub sales_end_ms: i64,
     /// Its seats; empty: those that the hold in Redis names.
     pub indices: &'a [u32],
 }
@@ -257,6 +270,7 @@ pub async fn hold<C: ConnectionLike>(
         Some(holds) => call.arg(holds),
         None => call.arg(-1),
     };
+    call.arg(hold.sales_end_ms).arg(hold.starts_ms);
     match hold.pick {
         Pick::Seats(indices) => {
             call.arg("seats").arg(indices);
@@ -285,6 +299,7 @@ pub async fn hold<C: ConnectionLike>(
         "limit" => Held::Limit(numbers::<u32>(&rest)?.first().copied().unwrap_or(0)),
         "exhausted" => Held::Exhausted,
         "count" => Held::Uncounted,
+        "sales_ended" => Held::SalesEnded,
         "absent" => Held::Absent,
         "lost" => Held::Lost(first_text(&rest)?),
         "place" => Held::NoPlace(match first_text(&rest)?.as_str() {
@@ -322,6 +337,7 @@ pub async fn settle<C: ConnectionLike>(
     call.arg(order.user.as_ref().map_or(&[][..], |u| u.as_bytes()));
     call.arg(deadline_ms).arg(order.schedule.to_string());
     call.arg(order.place.unwrap_or(0)).arg(order.keeps_ms);
+    call.arg(order.sales_end_ms);
     call.arg(order.indices);
     let (tag, rest) = tagged(call.invoke_async(redis).await?)?;
     Ok(match tag.as_str() {

@@ -109,6 +109,9 @@ impl Reservations {
             place: row.place_number,
             // Not until payments has answered: what is still on its way lives on without the turn.
             keeps_ms: row.expires_at.timestamp_millis(),
+            // Unknown here: it counts, and the next count of the seats has the last word.
+            sales_end_ms: (self.catalogues.known(row.schedule_id))
+                .map_or(0, |c| c.sales_end_at.timestamp_millis()),
             indices: &order.indices(),
         };
         let mut redis = self.redis.clone();
@@ -148,6 +151,7 @@ impl Reservations {
             show: Show::Free,
             place: None,
             keeps_ms: 0,
+            sales_end_ms: 0,
             indices: &[],
         };
         let mut redis = self.redis.clone();
@@ -197,7 +201,7 @@ impl Reservations {
         let mut redis = self.redis.clone();
         let live = store::live_of(&self.pool, performance).await?;
         self.rebuild_limits(&keys, &live).await?;
-        for schedule in &schedules {
+        for schedule in &schedules.all {
             let catalogue = self
                 .catalogues
                 .get(*schedule)
@@ -210,7 +214,7 @@ impl Reservations {
             self.settle(order).await?;
         }
         let () = redis.sadd(self.live_key(), performance.to_string()).await?;
-        scripts::recount(&mut redis, &keys, &schedules).await?;
+        scripts::recount(&mut redis, &keys, schedules.open()).await?;
         tracing::info!(performance.id = %performance, orders = live.len(), "seats rebuilt from Postgres");
         self.repair_soon(performance);
         Ok(())
@@ -239,6 +243,28 @@ impl Reservations {
         Ok(())
     }
 
+    /// Counts anew how many seats are not sold, of the schedules that are still sold, where there is a queue.
+    ///
+    /// # Errors
+    /// When a store, or performances, is away.
+    pub async fn recount(&self, performance: Uuid) -> Result<(), SettleError> {
+        let keys = self.keys(performance);
+        let mut redis = self.redis.clone();
+        if !redis.exists(keys.meta()).await? {
+            return Ok(());
+        }
+        let schedules = self
+            .catalogues
+            .schedules_of(performance)
+            .await
+            .map_err(SettleError::Performances)?;
+        let counted = scripts::recount(&mut redis, &keys, schedules.open()).await?;
+        if counted.is_none() {
+            self.rebuild(performance).await?;
+        }
+        Ok(())
+    }
+
     /// Compares Redis with Postgres, and settles every order that differs.
     /// Returns how many did.
     ///
@@ -252,7 +278,7 @@ impl Reservations {
             .map_err(SettleError::Performances)?;
         let live = store::live_of(&self.pool, performance).await?;
         let keys = self.keys(performance);
-        let Some(differing) = compare(&self.redis, &keys, &schedules, &live).await? else {
+        let Some(differing) = compare(&self.redis, &keys, &schedules.all, &live).await? else {
             self.rebuild(performance).await?;
             return Ok(0);
         };
@@ -260,7 +286,7 @@ impl Reservations {
             self.show(performance, *order).await?;
         }
         let mut redis = self.redis.clone();
-        if scripts::recount(&mut redis, &keys, &schedules)
+        if scripts::recount(&mut redis, &keys, schedules.open())
             .await?
             .is_none()
         {

@@ -182,7 +182,8 @@ async fn decide(conn: &mut PgConnection, row: &Row, cause: &Cause) -> Result<Ste
             if *user != row.user_id {
                 return Err(StepError::NotFound);
             }
-            if status == Status::Pending && row.expires_at <= row.now {
+            let over = row.expires_at <= row.now || row.starts_at <= row.now;
+            if status == Status::Pending && over {
                 return Err(StepError::Refused(Refusal::HoldEnded));
             }
             Happening::PaymentBegun
@@ -261,10 +262,11 @@ async fn to(
     cause: &Cause,
 ) -> Result<(), sqlx::Error> {
     if status == Status::Paying {
-        // The one renewal: the buyer has a whole hold's time to pay.
+        // The one renewal: the buyer has a whole hold's time to pay, though never beyond the beginning of the show.
         sqlx::query(
             "update orders set state = 'PAYING', version = version + 1,
-                 expires_at = greatest(expires_at, now() + make_interval(secs => hold_ttl_ms / 1000.0))
+                 expires_at = greatest(expires_at,
+                     least(starts_at, now() + make_interval(secs => hold_ttl_ms / 1000.0)))
              where id = $1",
         )
         .bind(row.id)
@@ -401,6 +403,10 @@ async fn request_refund(
     amount: i64,
     reason: &str,
 ) -> Result<(), sqlx::Error> {
+    // Nothing was paid, so there is nothing to give back: the order is void.
+    if amount == 0 {
+        return Ok(());
+    }
     let new = sqlx::query(
         "insert into refunds (payment_id, order_id, amount, reason) values ($1, $2, $3, $4)
          on conflict (payment_id) do nothing",

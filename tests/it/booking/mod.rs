@@ -9,6 +9,7 @@ mod model;
 mod money;
 mod races;
 mod recovery;
+mod sales;
 mod tickets;
 mod turns;
 mod world;

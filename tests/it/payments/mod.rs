@@ -4,6 +4,7 @@
 mod alarms;
 mod at_stripe;
 pub mod crashes;
+mod free;
 pub mod support;
 
 use std::time::{Duration, Instant};
