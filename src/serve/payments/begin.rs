@@ -79,6 +79,9 @@ impl Payments {
             currency: order.currency.to_ascii_lowercase(),
             check_after_s: self.config.reconcile_after.as_secs_f64(),
         };
+        if new.amount == 0 {
+            return self.begin_free(&new).await;
+        }
         crate::failpoint!("payments.before_attempt_commit");
         let (payment, mine) = store::note_attempt(&mut *self.pool.acquire().await?, &new).await?;
         crate::failpoint!("payments.after_attempt_commit");
@@ -89,6 +92,24 @@ impl Payments {
             | PaymentState::Failed
             | PaymentState::Processing
             | PaymentState::Succeeded => Ok(payment),
+        }
+    }
+
+    /// Nothing is to be paid, so no provider is asked: the payment and what is said of it are one transaction.
+    async fn begin_free(&self, new: &NewPayment) -> Result<Payment, Error> {
+        let mut tx = self.pool.begin().await?;
+        let payment = store::note_free(&mut tx, new).await?;
+        tx.commit().await?;
+        self.signal.wake();
+        match payment.state() {
+            PaymentState::Succeeded => Ok(payment),
+            PaymentState::Cancelled => Err(Error::HoldExpired),
+            PaymentState::Creating
+            | PaymentState::RequiresPayment
+            | PaymentState::Failed
+            | PaymentState::Processing => {
+                Err(Error::busy("a payment of nothing was begun at Stripe"))
+            }
         }
     }
 

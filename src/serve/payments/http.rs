@@ -149,7 +149,8 @@ impl Payments {
     }
 }
 
-/// Begin to pay an order. Asking again gives the same payment.
+/// Begin to pay an order. Asking again gives the same payment. An order with nothing to pay has SUCCEEDED at once, without a
+/// `clientSecret`.
 #[utoipa::path(post, path = "/api/v1/payments", tag = "Payment", request_body = NewPaymentBody,
     params(("Idempotency-Key" = Option<String>, Header, description = "1..255 visible ASCII characters")),
     security(("bearer" = [])),

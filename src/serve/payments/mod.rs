@@ -269,6 +269,15 @@ pub fn tasks(payments: &Payments, tasks: &Tasks) {
     });
     reconcilers(payments, tasks);
     let pool = payments.pool.clone();
+    tasks.every("payments.totals", overview::FOLD_EVERY, move || {
+        let pool = pool.clone();
+        async move {
+            if let Err(error) = overview::fold(&pool).await {
+                tracing::warn!(%error, "totals are added up later");
+            }
+        }
+    });
+    let pool = payments.pool.clone();
     tasks.every("payments.purge", PURGE_EVERY, move || {
         let pool = pool.clone();
         async move {

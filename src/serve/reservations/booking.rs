@@ -4,6 +4,8 @@
 //! that an attempt that takes over finds what the dead one left: its hold, or
 //! its order.
 
+use std::collections::BTreeSet;
+
 use bytes::Bytes;
 use http::StatusCode;
 use serde::{Deserialize, Serialize};
@@ -20,6 +22,7 @@ use super::{
 use crate::{
     failpoint,
     platform::{
+        currency,
         idempotency::{Answer, Claim},
         place::{Place, PlaceState},
         problem::{FieldError, Problem},
@@ -122,6 +125,48 @@ impl CreateOrder {
             .filter_map(|id| catalogue.index_of(*id))
             .collect();
         Ok(Pick::Seats(indices))
+    }
+}
+
+/// Whether the payment provider takes this amount; nothing to pay needs no provider.
+fn payable(amount: i64, currency: &str) -> Result<(), Problem> {
+    if amount == 0 {
+        return Ok(());
+    }
+    match currency::payable(amount, currency) {
+        Ok(_) => Ok(()),
+        Err(why) => Err(Problem::new(
+            StatusCode::CONFLICT,
+            "AMOUNT_NOT_PAYABLE",
+            format!("This order would cost {amount} {currency}, which cannot be paid: {why}."),
+        )
+        .with("amount", serde_json::json!(amount))
+        .with("currency", serde_json::json!(currency))),
+    }
+}
+
+/// Refuses what cannot be paid before anything is held. Of the best seats it is not known which they will be where they
+/// have several prices: then only what is certain is refused here.
+fn check_amount(pick: &Pick, catalogue: &Catalogue) -> Result<(), Problem> {
+    let currency = &*catalogue.currency;
+    match pick {
+        Pick::Seats(indices) => {
+            let seats = indices.iter().filter_map(|i| catalogue.seat(*i));
+            payable(seats.map(|s| s.price).sum(), currency)
+        }
+        Pick::Best { count, stretches } => {
+            let wanted = stretches.iter().flat_map(|s| s.from..s.to);
+            let prices: BTreeSet<i64> = wanted
+                .filter_map(|i| catalogue.seat(i))
+                .map(|s| s.price)
+                .collect();
+            match (prices.first(), prices.last()) {
+                (Some(least), Some(most)) if least == most => {
+                    payable(least * i64::from(*count), currency)
+                }
+                _ => Ok(()),
+            }
+        }
     }
 }
 
@@ -231,6 +276,7 @@ impl Reservations {
             PlaceState::Waiting | PlaceState::Working => {}
         }
         let pick = asked.order.pick(&catalogue)?;
+        check_amount(&pick, &catalogue)?;
         let started = std::time::Instant::now();
         let held = self.hold(&asked, &catalogue, &pick, id).await?;
         self.figures.held(&held, started.elapsed());

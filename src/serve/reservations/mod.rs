@@ -164,6 +164,7 @@ pub struct Inner {
     payments: Upstream,
     performances: Upstream,
     queue: Upstream,
+    performances: Upstream,
     catalogues: Catalogues,
     maps: SeatMaps,
     writer: Writer,

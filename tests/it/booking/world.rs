@@ -534,6 +534,16 @@ impl World {
         room.init(&start).await.unwrap();
     }
 
+    /// The role's part of what operators see.
+    pub async fn overview(&self) -> Value {
+        let request = Request::builder()
+            .uri("/internal/v1/overview")
+            .header("authorization", "Internal between roles")
+            .body(Body::empty())
+            .unwrap();
+        self.send(request).await.body
+    }
+
     /// What the queue asks when it begins an epoch.
     pub async fn sold(&self) -> Answer {
         let path = format!("/internal/v1/performances/{}/sold", self.performance);
