@@ -113,7 +113,7 @@ if known[1] and tonumber(known[1]) > version then
   return { 'taken' }
 end
 
-if q.now >= sales_end then return { 'sales_ended' } end
+if q.wall >= sales_end then return { 'sales_ended' } end
 if turn then
   if q.now >= turn.holding then return { 'place', 'over' } end
   if not turn.holds and counted < 0 then return { 'count' } end

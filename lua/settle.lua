@@ -79,7 +79,7 @@ else
   redis.call('PEXPIRE', hold, FENCE_MS)
 end
 -- Once its sales have ended, a schedule's seats are not among those that remain.
-local remains = sales_end == 0 or q.now < sales_end
+local remains = sales_end == 0 or q.wall < sales_end
 if sold_by ~= 0 and q.remaining and remains then q_add_remaining(q, -sold_by) end
 -- What is sold completes the turn: the queue hears of it by an event.
 local ended = user ~= '' and goal ~= SOLD and turn_order(q, user, number, order, goal == HELD and keeps or 0)

@@ -62,7 +62,7 @@ use crate::platform::upstream::{Upstream, UpstreamError};
 /// The schema of this role.
 pub const SCHEMA: &str = "payments";
 /// Its migrations.
-pub static MIGRATOR: crate::platform::db::Migrations = crate::migrations!("payments": "0001_payments", "0002_burnt_keys", "0003_traces", "0004_alarms", "0005_stripe_limits", "0007_leases", "0010_refunds_disputes", "0011_reconciliation");
+pub static MIGRATOR: crate::platform::db::Migrations = crate::migrations!("payments": "0001_payments", "0002_burnt_keys", "0003_traces", "0004_alarms", "0005_stripe_limits", "0007_leases", "0008_payment_totals", "0010_refunds_disputes", "0011_reconciliation");
 /// Its name as a consumer of events.
 const CONSUMER: &str = "payments";
 

@@ -367,6 +367,33 @@ pub async fn intent_at(conn: &mut PgConnection, id: Uuid) -> sqlx::Result<Option
         .await
 }
 
+/// The payment of an order that costs nothing: it has succeeded, which is said once. The order's payment, whoever made it.
+pub async fn note_free(conn: &mut PgConnection, new: &NewPayment) -> sqlx::Result<Payment> {
+    let made = sqlx::query(
+        "insert into payments (id, order_id, user_id, performance_id, state, amount, currency,
+                               description, succeeded_at, next_check_at)
+         values ($1, $2, $3, $4, 'SUCCEEDED', 0, $5, $6, now(), 'infinity')
+         on conflict on constraint one_payment_an_order do update set state = 'SUCCEEDED', succeeded_at = now(),
+             next_check_at = 'infinity', updated_at = now()
+             where payments.state = 'CREATING' and payments.amount = 0",
+    )
+    .bind(new.id)
+    .bind(new.order_id)
+    .bind(new.user_id)
+    .bind(new.performance_id)
+    .bind(&new.currency)
+    .bind(&new.description)
+    .execute(&mut *conn)
+    .await?;
+    let payment = by_order(conn, new.order_id)
+        .await?
+        .ok_or(sqlx::Error::RowNotFound)?;
+    if made.rows_affected() == 1 {
+        say(conn, &payment.said("payment.succeeded")).await?;
+    }
+    Ok(payment)
+}
+
 pub async fn note_intent_at(conn: &mut PgConnection, id: Uuid, at: i64) -> sqlx::Result<()> {
     sqlx::query("update payments set intent_at = greatest(intent_at, $2) where id = $1")
         .bind(id)

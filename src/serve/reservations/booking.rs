@@ -326,6 +326,17 @@ impl Reservations {
         let mut order = NewOrder::new(id, asked.user, &catalogue, indices, times, place)
             .ok_or_else(|| Problem::internal("the hold names seats that the catalogue has not"))?;
         order.view = order.view.cancellable(self.config.cancel_cutoff());
+        if let Err(refused) = payable(order.view.amount, &order.view.currency) {
+            // The best seats, of several prices: they are not kept.
+            let view = &order.view;
+            if let Err(error) = self
+                .free_hold(view.performance_id, view.schedule_id, id)
+                .await
+            {
+                tracing::warn!(order.id = %id, %error, "a hold without an order stays until its deadline");
+            }
+            return Err(refused);
+        }
         self.write(order, claim).await
     }
 

@@ -155,7 +155,7 @@ enum SeatStatus {
         (status = 201, body = OrderView),
         (status = 401, body = ProblemBody), (status = 403, body = ProblemBody),
         (status = 404, body = ProblemBody),
-        (status = 409, body = ProblemBody, description = "SEATS_TAKEN, SEAT_LIMIT_EXCEEDED, HOLDS_EXHAUSTED (a turn holds ten times at most), SALES_ENDED with salesEndAt, BOOKING_NOT_OPEN, IDEMPOTENCY_IN_PROGRESS"),
+        (status = 409, body = ProblemBody, description = "SEATS_TAKEN, SEAT_LIMIT_EXCEEDED, HOLDS_EXHAUSTED (a turn holds ten times at most), SALES_ENDED with salesEndAt, AMOUNT_NOT_PAYABLE (the payment provider does not take this amount), BOOKING_NOT_OPEN, IDEMPOTENCY_IN_PROGRESS"),
         (status = 410, body = ProblemBody, description = "QUEUE_TOKEN_EXPIRED: the turn has ended, or takes no new holds any more while an unpaid order keeps it"),
         (status = 422, body = ProblemBody),
     ),

@@ -68,7 +68,7 @@ use crate::platform::{
 /// The schema of this role.
 pub const SCHEMA: &str = "reservations";
 /// Its migrations.
-pub static MIGRATOR: crate::platform::db::Migrations = crate::migrations!("reservations": "0001_orders", "0002_events", "0003_dead_letters", "0004_traces", "0005_alarms", "0007_leases", "0010_refunds_disputes", "0011_reconciliation");
+pub static MIGRATOR: crate::platform::db::Migrations = crate::migrations!("reservations": "0001_orders", "0002_events", "0003_dead_letters", "0004_traces", "0005_alarms", "0007_leases", "0008_sold_totals", "0010_refunds_disputes", "0011_reconciliation");
 
 /// A repair follows a rebuild after this long: what was on its way has arrived.
 const REPAIR_SOON: Duration = Duration::from_secs(1);
@@ -394,6 +394,15 @@ pub fn tasks(state: &Reservations, tasks: &Tasks) {
     tasks.every("catalogue-changes", catalogue_changes::EVERY, move || {
         let (this, follower) = (this.clone(), follower.clone());
         async move { this.follow_catalogue(&mut *follower.lock().await).await }
+    });
+    let pool = state.pool.clone();
+    tasks.every("sold-totals", overview::FOLD_EVERY, move || {
+        let pool = pool.clone();
+        async move {
+            if let Err(error) = overview::fold(&pool).await {
+                tracing::warn!(%error, "totals are added up later");
+            }
+        }
     });
     let pool = state.pool.clone();
     tasks.every("idempotency-keys", Duration::from_secs(600), move || {

@@ -241,3 +241,68 @@ async fn a_late_sale_takes_nothing_off_another_schedule() {
         "nor does its refund add anything"
     );
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_amount_that_the_provider_refuses_holds_no_seat() {
+    let world = World::new(2, 4).await;
+    // The first row costs 60 won and the second 30; the provider takes 100 at least.
+    change(&world, "update price_grades set price = 60 - 30 * grade").await;
+    let buyer = world.admitted().await;
+    let refused = |answer: &super::world::Answer| {
+        assert_eq!(answer.status, StatusCode::CONFLICT, "{}", answer.body);
+        assert_eq!(answer.code(), "AMOUNT_NOT_PAYABLE");
+    };
+    refused(&world.order_seats(&buyer, &[0]).await);
+    refused(&world.order_seats(&buyer, &[4, 5, 6]).await);
+    let best = |count: u32, grade: Option<&str>| json!({ "scheduleId": world.schedule, "bestAvailable": { "count": count, "grade": grade } });
+    refused(&world.order(&buyer, best(3, Some("R")), None).await);
+    refused(&world.order(&buyer, best(1, None), None).await);
+    assert!(!world.bytes().await.contains('1'), "nothing is held");
+    let both = world.order(&buyer, best(2, Some("VIP")), None).await;
+    assert_eq!(
+        (both.status, &both.body["amount"]),
+        (StatusCode::CREATED, &json!(120))
+    );
+    world.consistent().await;
+    change(&world, "update price_grades set price = 100000000").await;
+    let mut follower = world.state.catalogue_follower();
+    follows(&world, &mut follower).await;
+    change(&world, "update price_grades set price = 100000001").await;
+    follows(&world, &mut follower).await;
+    refused(&world.order_seats(&buyer, &[7]).await);
+}
+
+/// What operators see as sold is kept as it changes, and is what a sum over all orders would be.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_overview_knows_what_is_sold_without_summing_all_orders() {
+    let world = World::new(1, 8).await;
+    let buyers = [world.admitted().await, world.admitted().await];
+    let mut orders = Vec::new();
+    for (at, buyer) in buyers.iter().enumerate() {
+        let order = world.order_seats(buyer, &[4 * at, 4 * at + 1]).await.id();
+        assert!(world.paid(Uuid::now_v7(), order, Uuid::now_v7()).await);
+        orders.push(order);
+    }
+    let sold = async || {
+        let fresh = world.overview().await;
+        fresh["seats"][0]["soldSeats"].as_i64().unwrap_or(0)
+    };
+    assert_eq!(sold().await, 4);
+    world.cancel(orders[0], &buyers[0]).await;
+    let counted: i64 = sqlx::query_scalar(
+        "select sum(seats)::bigint from (select seats from sold_totals union all select seats from sold_changes) as c",
+    )
+    .fetch_one(&world.pool)
+    .await
+    .unwrap();
+    assert_eq!(counted, 2);
+    world.sql("delete from order_seats").await;
+    world
+        .sql("delete from orders where state = 'CONFIRMED'")
+        .await;
+    let unfolded: i64 = sqlx::query_scalar("select count(*) from sold_changes")
+        .fetch_one(&world.pool)
+        .await
+        .unwrap();
+    assert_eq!(unfolded, 2, "what was folded is gone: {unfolded}");
+}

@@ -6,6 +6,7 @@ mod at_stripe;
 pub mod crashes;
 mod currencies;
 mod disputes;
+mod free;
 mod limits;
 mod mismatch;
 mod news;
