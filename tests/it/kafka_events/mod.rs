@@ -2,6 +2,8 @@
 //! messages that come twice or cannot be handled.
 
 pub mod crashes;
+mod reset;
+mod secure;
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::atomic::{AtomicU32, Ordering};
