@@ -2,7 +2,6 @@
 //! messages that come twice or cannot be handled.
 
 pub mod crashes;
-mod reset;
 mod secure;
 
 use std::collections::{BTreeMap, HashMap};
