@@ -4,7 +4,12 @@ use std::{net::SocketAddr, path::PathBuf, time::Duration};
 
 use super::{gateway, payments, queue, reservations, secrets::SecretArgs, stripe_sandbox, users};
 use crate::platform::{
-    db, edge, events::KafkaConfig, failure::Failure, redis, secret::Secret, telemetry::LogFormat,
+    db, edge,
+    events::{KafkaConfig, kafka::KafkaSecurity},
+    failure::Failure,
+    redis,
+    secret::Secret,
+    telemetry::LogFormat,
 };
 
 /// What a process is.
@@ -272,6 +277,18 @@ pub struct StoreArgs {
         value_parser = kafka_prefix
     )]
     pub kafka_prefix: String,
+    /// Copies of each Kafka topic that is made here; with three or more, two must have a message
+    /// before it counts as written. 0: three, or as many as there are brokers
+    #[arg(
+        long,
+        env = "TICKETPING_KAFKA_REPLICATION",
+        value_name = "N",
+        default_value_t = 0,
+        value_parser = clap::value_parser!(i32).range(0..=32)
+    )]
+    pub kafka_replication: i32,
+    #[command(flatten)]
+    pub kafka_security: KafkaSecurity,
 }
 
 /// A server's URL.

@@ -1,7 +1,7 @@
 //! The embedded default: `serve all` with nothing configured brings its own
 //! stores, makes its own secrets and tells the other subcommands where it is.
 
-use std::{path::PathBuf, time::Duration};
+use std::{io::Write, path::PathBuf, time::Duration};
 
 use uuid::Uuid;
 
@@ -131,7 +131,9 @@ impl Embedded {
         } else {
             format!("the sandbox at {}", build.stripe_url)
         };
-        println!(
+        // A closed stdout is no reason to end: the greeting is for whoever looks.
+        let _ = writeln!(
+            std::io::stdout(),
             "Ticketping is open.\n\
              \n  page and API   {url}/   ({url}/openapi.json)\
              \n  operations     {ops_url}/metrics · /readyz · /livez\

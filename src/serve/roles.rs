@@ -1,6 +1,6 @@
 //! Builds each role with what it needs.
 
-use std::sync::Arc;
+use std::{io::Write, sync::Arc};
 
 use axum::Router;
 use utoipa::openapi::OpenApi;
@@ -93,7 +93,8 @@ async fn seed_demo(build: &Build) -> Result<(), Failure> {
     };
     let database = build.args.stores.database()?;
     let summary = ensure_demo(database, &build.args.process.data_dir, signer).await?;
-    print!("{}", summary.text());
+    // A closed stdout is no reason to end.
+    let _ = std::io::stdout().write_all(summary.text().as_bytes());
     Ok(())
 }
 
@@ -296,6 +297,10 @@ fn start_events(build: &mut Build) -> Result<(), Failure> {
     let bus = match &build.args.stores.kafka_brokers {
         Some(brokers) => Bus::Kafka(KafkaConfig {
             prefix: build.args.stores.kafka_prefix.clone(),
+            replication: build.args.stores.kafka_replication,
+            security: (build.args.stores.kafka_security.clone())
+                .complete()
+                .map_err(Failure::Usage)?,
             ..KafkaConfig::new(brokers)
         }),
         None if build.args.role == Role::All => Bus::Local,

@@ -164,7 +164,6 @@ pub struct Inner {
     payments: Upstream,
     performances: Upstream,
     queue: Upstream,
-    performances: Upstream,
     catalogues: Catalogues,
     maps: SeatMaps,
     writer: Writer,
