@@ -326,6 +326,7 @@ async fn a_loss_begins_no_turn_anew() {
     queue.later(60_000).await;
     queue.world.begin_epoch(20).await;
     queue.set("recoverUntil", 0).await;
+    queue.set("recoverFrom", 0).await;
     let place = |at: usize| Return {
         user: buyers[at].id,
         number: buyers[at].number,

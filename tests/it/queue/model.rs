@@ -123,11 +123,6 @@ const MUTANTS: &[Mutant] = &[
         "if q.now < q.suspendedAt + Q_SUSPENDED_MS or",
         "if true or",
     ),
-    (
-        "a suspension that was taken back goes on counting",
-        "redis.call('HDEL', q.meta, 'suspendedAt')\n      q.suspendedAt = nil",
-        "",
-    ),
     ("admits while paused", "return q.paused ~= 1 and", "return"),
     (
         "admits while a lower number waits",

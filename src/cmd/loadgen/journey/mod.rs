@@ -63,7 +63,10 @@ fn foreseen(op: Op, code: &str) -> bool {
             code,
             "SOLD_OUT" | "QUEUE_FULL" | "BOOKING_NOT_OPEN" | "QUEUE_DRAINING"
         ),
-        Op::Poll => matches!(code, "SOLD_OUT" | "QUEUE_TOKEN_EXPIRED"),
+        Op::Poll => matches!(
+            code,
+            "SOLD_OUT" | "BOOKING_NOT_OPEN" | "QUEUE_TOKEN_EXPIRED"
+        ),
         Op::Hold => matches!(
             code,
             "SEATS_TAKEN"
