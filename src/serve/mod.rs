@@ -229,7 +229,13 @@ fn tasks_of_servers(
         api.spawn("tls", move || tls.clone().follow(stop.clone()));
     }
     if let Some(listener) = listeners.local {
-        spawn_listener("http-local", listener, edge.clone(), bounds.local.clone(), api)?;
+        spawn_listener(
+            "http-local",
+            listener,
+            edge.clone(),
+            bounds.local.clone(),
+            api,
+        )?;
     }
     spawn_listener("http", listeners.http, edge, bounds.http, api)?;
     if let (Some(listener), Some(sandbox)) = (listeners.sandbox, served.build.sandbox.take()) {

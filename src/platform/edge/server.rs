@@ -117,19 +117,24 @@ async fn serve_apart<H: Handler>(
     options: Options,
     stop: CancellationToken,
 ) -> io::Result<()> {
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()?;
     let listener = listener.into_std()?;
     let (ended, end) = tokio::sync::oneshot::channel();
-    std::thread::Builder::new().name("listener".to_owned()).spawn(move || {
-        let served = runtime.block_on(async {
-            let listener = TcpListener::from_std(listener)?;
-            serve_here(listener, edge, limits, options, stop).await;
-            Ok(())
-        });
-        // Nobody waits for it once the process ends.
-        let _waited_for = ended.send(served).is_ok();
-    })?;
-    end.await.unwrap_or_else(|_| Err(io::Error::other("it panicked")))
+    std::thread::Builder::new()
+        .name("listener".to_owned())
+        .spawn(move || {
+            let served = runtime.block_on(async {
+                let listener = TcpListener::from_std(listener)?;
+                serve_here(listener, edge, limits, options, stop).await;
+                Ok(())
+            });
+            // Nobody waits for it once the process ends.
+            let _waited_for = ended.send(served).is_ok();
+        })?;
+    end.await
+        .unwrap_or_else(|_| Err(io::Error::other("it panicked")))
 }
 
 async fn serve_here<H: Handler>(

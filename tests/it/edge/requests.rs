@@ -29,7 +29,10 @@ async fn malformed_requests_are_problems_and_no_answer_is_lost() {
     let posted =
         "POST /api/v1/auth/login HTTP/1.1\r\nhost: h\r\ncontent-type: application/json\r\n";
     let with = |framing: &str| format!("{posted}{framing}");
-    let large_body = with(&format!("content-length: 70000\r\n\r\n{}", " ".repeat(70_000)));
+    let large_body = with(&format!(
+        "connection: close\r\ncontent-length: 70000\r\n\r\n{}",
+        " ".repeat(70_000)
+    ));
     for (sent, status) in [
         ("GET / HTTP/1.1\r\n\r\n".to_owned(), 400),
         (
