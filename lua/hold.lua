@@ -12,7 +12,8 @@
 --           'best', count, (start, length, from, to)...   stretches of adjacent seats, best first:
 --           the stretch is [start, start + length), the seats wanted of it are [from, to)
 -- Returns {"held", deadline ms, ttl ms, index...}, {"lost", why}, {"absent"} (rebuild the seats, then
--- again), {"place", "waiting"|"closed"|"ended"|"recovering"|"over"} (over: the turn takes no new holds any more),
+-- again), {"place", "waiting"|"closed"|"ended"|"old"|"recovering"|"over"} (old: the token is of an earlier epoch, put it back first;
+-- over: the turn takes no new holds any more),
 -- {"count"} (count the turn's holds in Postgres, then again), {"exhausted"}, {"limit", seats had}, or {"taken", index...}.
 assert(#KEYS == 13, 'hold: want 13 KEYS')
 assert(#ARGV >= 11, 'hold: want at least 11 ARGV')
@@ -86,6 +87,11 @@ local deadline = q.now + ttl
 local turn
 if number > 0 then
   local place, _, _, found = working_check_in(q, user, number)
+  if place == 'shut' then place = 'closed' end
+  -- A place of an earlier epoch comes back first, unless it is here already with the bounds of its turn.
+  local epoch = tonumber(ARGV[1])
+  local here = place == 'working' and q.now < found.holding
+  if epoch < q.epoch and not here and (place == 'ended' or not q_keeps(q, epoch, number)) then place = 'old' end
   if place == 'ended' and q_recovering(q) then place = 'recovering' end
   if place ~= 'working' then return { 'place', place } end
   turn = found

@@ -210,8 +210,9 @@ fn timeout(given: &str) -> Result<Duration, String> {
 #[derive(Clone, Debug, clap::Args)]
 #[command(next_help_heading = "Stores")]
 pub struct StoreArgs {
-    /// Redis of the waiting room and the seats: redis://[:password@]host:port[/db], rediss://…,
-    /// redis+cluster://host:port,host:port, or redis+sentinel://host:port,host:port/service[/db]
+    /// Redis of the waiting room and the seats: redis://[:password@]host:port[/db],
+    /// redis+cluster://host:port,host:port, or redis+sentinel://host:port,host:port/service[/db];
+    /// with rediss in place of redis, TLS
     /// [default: embedded, with `serve all`]
     #[arg(
         long,
@@ -220,6 +221,10 @@ pub struct StoreArgs {
         value_name = "URL"
     )]
     pub redis_url: Option<Secret>,
+    /// PEM file of the certificate authorities that Redis servers and Sentinels are checked against,
+    /// where the URL begins with rediss [default: the public ones]
+    #[arg(long, env = "TICKETPING_REDIS_CA", value_name = "FILE")]
+    pub redis_ca: Option<PathBuf>,
     /// In front of every Redis key, so that several installations can share one Redis
     #[arg(
         long,
@@ -307,6 +312,21 @@ impl StoreArgs {
     /// When it is missing; names the flag.
     pub fn redis(&self) -> Result<&str, Failure> {
         needed(&self.redis_url, "--redis-url", "TICKETPING_REDIS_URL")
+    }
+
+    /// What Redis servers that speak TLS are checked against.
+    ///
+    /// # Errors
+    /// Names the file, and what is wrong with it.
+    pub fn redis_trust(&self) -> Result<redis::Trust, Failure> {
+        let Some(file) = &self.redis_ca else {
+            return Ok(redis::Trust::default());
+        };
+        let fail = |e: &dyn std::fmt::Display| {
+            Failure::Usage(format!("--redis-ca {}: {e}", file.display()))
+        };
+        let pem = std::fs::read(file).map_err(|e| fail(&e))?;
+        redis::Trust::only(&pem).map_err(|e| fail(&e))
     }
 
     /// The database URL of a role on its own.

@@ -210,6 +210,7 @@ async fn add_reservations(build: &mut Build, verifier: &Verifier) -> Result<(), 
         secret: build.internal.clone(),
         performances: build.upstream(RoleName::Performances)?,
         payments: build.upstream(RoleName::Payments)?,
+        queue: build.upstream(RoleName::Queue)?,
         metrics: build.metrics.clone(),
     };
     let state = reservations::Reservations::new(build.args.reservations.clone(), deps);

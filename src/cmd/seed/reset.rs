@@ -95,7 +95,7 @@ pub async fn live_state(url: &str, prefix: &str) -> Result<(), String> {
     let mut redis = Redis::connect(url).await?;
     let pattern = format!("{}:*", prefix.replace(['*', '?', '[', ']', '\\'], "?"));
     for primary in redis.primaries().await.map_err(fail)? {
-        let client = redis::Client::open(primary).map_err(fail)?;
+        let client = redis.client_of(&primary).map_err(fail)?;
         let mut connection = client
             .get_multiplexed_async_connection()
             .await

@@ -6,7 +6,7 @@
 
 use bytes::Bytes;
 use http::StatusCode;
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 use uuid::Uuid;
 
@@ -161,7 +161,8 @@ fn no_place(reason: NoPlace) -> Problem {
             "BOOKING_NOT_OPEN",
             "Booking has closed.",
         ),
-        NoPlace::Recovering => {
+        // The queue has brought it back, and Redis was lost once more meanwhile.
+        NoPlace::Old | NoPlace::Recovering => {
             Problem::unavailable("the queue is being put together again").retry_after(2)
         }
     }
@@ -173,6 +174,13 @@ fn not_admitted() -> Problem {
         "NOT_ADMITTED",
         "It is not your turn yet. Wait until your place says WORKING.",
     )
+}
+
+/// A place by its token, as asked of the queue and as answered.
+#[derive(Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct Restore {
+    queue_token: String,
 }
 
 /// What the buyer asks, and by which right.
@@ -272,9 +280,25 @@ impl Reservations {
             pick,
         };
         let mut redis = self.redis.clone();
-        for _ in 0..=REBUILDS_MAX {
+        let mut restored = false;
+        for _ in 0..=REBUILDS_MAX + 1 {
             match scripts::hold(&mut redis, &keys, &hold).await? {
                 Held::Absent => self.rebuild(catalogue.performance_id).await?,
+                // Redis has lost the place, or the token is of an earlier epoch: the queue brings it back, once.
+                Held::Lost(_) | Held::NoPlace(NoPlace::Old)
+                    if !std::mem::replace(&mut restored, true) =>
+                {
+                    let place = self.restore_place(&asked.place).await?;
+                    hold.place = Some((place.epoch, place.number));
+                }
+                // It worked in the moments that Redis has lost, as its token proves.
+                Held::NoPlace(NoPlace::Waiting)
+                    if asked.place.state == PlaceState::Working
+                        && !std::mem::replace(&mut restored, true) =>
+                {
+                    let place = self.restore_place(&asked.place).await?;
+                    hold.place = Some((place.epoch, place.number));
+                }
                 // After a loss: the turn goes on, and so does the count of its holds.
                 Held::Uncounted => {
                     let (performance, number) = (catalogue.performance_id, asked.place.number);
@@ -285,6 +309,29 @@ impl Reservations {
             }
         }
         Ok(Held::Absent)
+    }
+
+    /// The place as the queue has it after a loss; it must work.
+    async fn restore_place(&self, place: &Place) -> Result<Place, Problem> {
+        let path = format!("/internal/v1/queues/{}/restore", place.queue);
+        let asked = Restore {
+            queue_token: self.places.seal(place),
+        };
+        let restored: Restore = self.queue.post_json(&path, &asked).await.map_err(|error| {
+            match (error.status(), error.code().as_deref()) {
+                (Some(StatusCode::GONE), _) => no_place(NoPlace::Ended),
+                (_, Some("BOOKING_NOT_OPEN")) => no_place(NoPlace::Closed),
+                // It waits in line again, and the seats are gone.
+                (_, Some("SOLD_OUT")) => not_admitted(),
+                _ => Problem::unavailable(format!("the queue: {error}")).retry_after(2),
+            }
+        })?;
+        let place = self.places.open(&restored.queue_token);
+        let place = place.map_err(|_| Problem::internal("the queue's token is not one of ours"))?;
+        match place.state {
+            PlaceState::Working => Ok(place),
+            PlaceState::Registered | PlaceState::Waiting => Err(not_admitted()),
+        }
     }
 
     async fn write(&self, order: NewOrder, claim: Option<Claim>) -> Result<Answer, Problem> {

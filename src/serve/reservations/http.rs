@@ -16,6 +16,7 @@ use uuid::Uuid;
 use super::{
     Reservations,
     booking::{Asked, CreateOrder, invalid_token},
+    machine::Status,
     machine::{End, Refusal, Step},
     steps::{Cause, StepError},
     store::{self, OrderView},
@@ -48,6 +49,7 @@ pub fn routes() -> OpenApiRouter<Reservations> {
             post(begin_payment),
         )
         .route("/internal/v1/performances/{id}/sold", get(sold))
+        .route("/internal/v1/performances/{id}/unpaid", get(unpaid))
         .route("/internal/v1/overview", get(super::overview::overview))
 }
 
@@ -311,6 +313,28 @@ async fn sold(
     .try_get("sold")?;
     state.repair_soon(performance);
     Ok(Json(json!({ "sold": sold })))
+}
+
+/// Orders that keep the turn they were made in: the queue gives them their slots back after a loss of Redis.
+async fn unpaid(
+    State(state): State<Reservations>,
+    _: Internal,
+    Path(performance): Path<Uuid>,
+) -> Result<Json<Value>, Problem> {
+    let orders = store::live_of(&state.pool, performance).await?;
+    let now = chrono::Utc::now();
+    let kept = orders.iter().filter_map(|order| {
+        let row = &order.row;
+        let unpaid = matches!(row.status(), Status::Pending | Status::Paying);
+        let user = row
+            .counts_for()
+            .filter(|_| unpaid && row.expires_at > now)?;
+        Some(json!({
+            "orderId": row.id, "userId": user, "placeNumber": row.place_number?,
+            "keepsMs": row.expires_at.timestamp_millis(),
+        }))
+    });
+    Ok(Json(Value::Array(kept.collect())))
 }
 
 /// Why a step was refused, as the API says it.

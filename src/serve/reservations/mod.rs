@@ -128,6 +128,8 @@ pub struct Deps {
     pub performances: Upstream,
     /// Cancels payments.
     pub payments: Upstream,
+    /// Brings places back after a loss of Redis.
+    pub queue: Upstream,
     /// Where the role's metrics go.
     pub metrics: Metrics,
 }
@@ -147,6 +149,7 @@ pub struct Inner {
     tickets: TicketKey,
     secret: InternalSecret,
     payments: Upstream,
+    queue: Upstream,
     catalogues: Catalogues,
     maps: SeatMaps,
     writer: Writer,
@@ -203,6 +206,7 @@ impl Reservations {
             tickets: deps.tickets,
             secret: deps.secret,
             payments: deps.payments,
+            queue: deps.queue,
             catalogues: Catalogues::new(deps.performances),
             maps: SeatMaps::default(),
             signal: OutboxSignal::new(),

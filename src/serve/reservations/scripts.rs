@@ -137,6 +137,8 @@ pub enum NoPlace {
     Closed,
     /// The turn takes no new holds any more, though an unpaid order keeps it.
     Over,
+    /// The token is of an earlier epoch: the queue brings its place back first.
+    Old,
     /// The queue is being put together again: ask later.
     Recovering,
 }
@@ -289,6 +291,7 @@ pub async fn hold<C: ConnectionLike>(
             "waiting" => NoPlace::Waiting,
             "ended" => NoPlace::Ended,
             "closed" => NoPlace::Closed,
+            "old" => NoPlace::Old,
             "over" => NoPlace::Over,
             "recovering" => NoPlace::Recovering,
             other => return Err(unexpected(other)),

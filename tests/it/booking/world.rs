@@ -123,6 +123,8 @@ impl World {
                 secret: secret.clone(),
                 performances: upstream(performances_router(catalogue, &secret), &secret),
                 payments: upstream(payments_answering(payments.clone()), &secret),
+                // Nobody brings places back here.
+                queue: upstream(axum::Router::new(), &secret),
                 metrics: Metrics::default(),
             },
         );
@@ -521,6 +523,10 @@ impl World {
             ceiling: 3_000_000,
             served: 0,
             recover_ms: 1_500,
+            served_then: 0,
+            skips: Vec::new(),
+            survival: None,
+            orders: false,
             fields: vec![("remaining", left.to_string())],
             schedules: vec![self.schedule],
         };

@@ -80,8 +80,7 @@ impl Sandbox {
         let served = edge::serve(listener, edge, Limits::default(), tasks.token());
         let mut served = Some(served);
         tasks.spawn("http", move || {
-            let served = served.take().expect("it never panics");
-            served
+            served.take().expect("it never panics")
         });
         Self {
             url,
