@@ -30,7 +30,7 @@ async fn malformed_requests_are_problems_and_no_answer_is_lost() {
         "POST /api/v1/auth/login HTTP/1.1\r\nhost: h\r\ncontent-type: application/json\r\n";
     let with = |framing: &str| format!("{posted}{framing}");
     let large_body = with(&format!(
-        "content-length: 70000\r\n\r\n{}",
+        "connection: close\r\ncontent-length: 70000\r\n\r\n{}",
         " ".repeat(70_000)
     ));
     for (sent, status) in [
