@@ -79,10 +79,7 @@ impl Sandbox {
         let edge = Edge::new(router, None, &Metrics::default(), Arc::default());
         let served = edge::serve(listener, edge, Limits::default(), tasks.token());
         let mut served = Some(served);
-        tasks.spawn("http", move || {
-            let served = served.take().expect("it never panics");
-            served
-        });
+        tasks.spawn("http", move || served.take().expect("it never panics"));
         Self {
             url,
             pool,
