@@ -121,8 +121,8 @@ async fn work_runs_at_one_instance_and_moves_on() {
             at_work.load(Ordering::SeqCst) == 1
         })
         .await;
-        // As if the holder had been overtaken while it was frozen.
-        sqlx::query("update leases set holder = gen_random_uuid(), until = clock_timestamp() + interval '0.2 s'")
+        // Somebody else has it now: the holder finds out at its next renewal, before any third can.
+        sqlx::query("update leases set holder = gen_random_uuid(), until = clock_timestamp() + interval '5 s'")
             .execute(&admin)
             .await
             .unwrap();
