@@ -244,6 +244,22 @@ pub(super) struct Asked {
     pub(super) order: CreateOrder,
 }
 
+fn over_limit(limit: u32, had: u32) -> Problem {
+    Problem::new(
+        StatusCode::CONFLICT,
+        "SEAT_LIMIT_EXCEEDED",
+        format!("One person may have {limit} seats of this performance; you have {had}."),
+    )
+}
+
+fn exhausted() -> Problem {
+    Problem::new(
+        StatusCode::CONFLICT,
+        "HOLDS_EXHAUSTED",
+        "Your turn has held seats ten times, which is all that one turn allows. Pay what you hold, or enter the queue again.",
+    )
+}
+
 fn sales_ended(catalogue: &Catalogue) -> Problem {
     Problem::new(
         StatusCode::CONFLICT,
@@ -290,26 +306,11 @@ impl Reservations {
                 let seats = indices.iter().filter_map(|i| catalogue.seat(*i));
                 return Err(taken(seats.map(|s| s.id.to_string()).collect()));
             }
-            Held::Limit(had) => {
-                return Err(Problem::new(
-                    StatusCode::CONFLICT,
-                    "SEAT_LIMIT_EXCEEDED",
-                    format!(
-                        "One person may have {} seats of this performance; you have {had}.",
-                        self.config.seat_limit
-                    ),
-                ));
-            }
+            Held::Limit(had) => return Err(over_limit(self.config.seat_limit, had)),
             Held::SalesEnded => {
                 return Err(sales_ended(&catalogue));
             }
-            Held::Exhausted => {
-                return Err(Problem::new(
-                    StatusCode::CONFLICT,
-                    "HOLDS_EXHAUSTED",
-                    "Your turn has held seats ten times, which is all that one turn allows. Pay what you hold, or enter the queue again.",
-                ));
-            }
+            Held::Exhausted => return Err(exhausted()),
             Held::NoPlace(reason) => return Err(no_place(reason)),
             Held::Stopped => return Err(stopped()),
             Held::Lost(why) => {
