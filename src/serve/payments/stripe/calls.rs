@@ -336,7 +336,8 @@ mod tests {
         let event = serde_json::json!({
             "object": "payment_intent", "id": "pi_1", "status": "succeeded", "amount": 500,
             "amount_received": 500, "currency": "usd", "livemode": false,
-            "metadata": {"payment_id": id}, "last_payment_error": null, "unheard_of": [1],
+            "metadata": {"payment_id": id}, "last_payment_error": null, "created": 1_790_000_000,
+            "unheard_of": [1],
         });
         let intent = Intent::of_event(&event).unwrap();
         assert_eq!((intent.seen, intent.payment_id), (Seen::Paid, Some(id)));
