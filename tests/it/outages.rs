@@ -355,8 +355,12 @@ async fn postgres_killed_makes_nobody_give_up() {
     });
     let met = walk_all(&server, |nth| Duration::from_millis(60 * nth as u64)).await;
     outage.await.unwrap();
-    let errors: u32 = met.iter().flat_map(|one| one.errors.values()).sum();
-    assert!(errors > 0, "nobody met the outage");
+    // Whoever waits for a connection meanwhile may not meet the outage at all.
+    assert!(
+        server.log().contains("store ended by itself"),
+        "{}",
+        server.log()
+    );
     for one in &met {
         assert!(
             one.gave_up.is_none() && one.status == "CONFIRMED",
