@@ -1,6 +1,6 @@
 //! Whole sales, struck by the hour: buyers walk their whole way while roles, Redis, PostgreSQL and
-//! Kafka die of SIGKILL and come back, and webhooks are lost, late, doubled and out of order. In the
-//! end everything is at rest, the books balance, and every answer of 2xx still holds.
+//! Kafka die of SIGKILL and come back or freeze, links between them swallow what they are given, and
+//! webhooks are lost, late, doubled and out of order. In the end everything is at rest, the books balance, and every answer of 2xx still holds.
 //!
 //! `make chaos` runs many rounds of it and prints each; `make test` one short round a shape.
 //! `TICKETPING_CHAOS_SEED` repeats a round's plan and its buyers' choices (the first round's; later
@@ -34,6 +34,7 @@ const SHORT: Size = Size {
     // Long after the last strike, on a machine that runs every other test beside it: who has
     // to give up shows nothing.
     patience: Duration::from_secs(60),
+    standstill: Duration::from_secs(3),
 };
 /// One of many in `make chaos`: five of them are a thousand journeys.
 const LONG: Size = Size {
@@ -41,6 +42,7 @@ const LONG: Size = Size {
     storm: Duration::from_secs(40),
     strikes: 40,
     patience: Duration::from_secs(240),
+    standstill: Duration::from_secs(20),
 };
 
 fn number(name: &str) -> Option<u64> {

@@ -6,6 +6,8 @@ use rand::seq::{IndexedRandom, SliceRandom};
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
+use crate::harness::partition::Cut;
+
 /// How the sale is run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Shape {
@@ -26,6 +28,21 @@ pub const ROLES: [&str; 7] = [
     "gateway",
 ];
 
+/// Links that can be cut, apart: who, and to what. `*` is everybody's way to a role.
+pub const LINKS: [(&str, &str); 11] = [
+    ("queue", "redis"),
+    ("queue", "postgres"),
+    ("reservations", "redis"),
+    ("reservations", "postgres"),
+    ("payments", "postgres"),
+    ("performances", "postgres"),
+    ("users", "postgres"),
+    ("*", "queue"),
+    ("*", "reservations"),
+    ("*", "payments"),
+    ("*", "performances"),
+];
+
 /// Who is struck.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Victim {
@@ -34,18 +51,21 @@ pub enum Victim {
     Kafka,
     /// A place in [`ROLES`].
     Role(usize),
+    /// A place in [`LINKS`].
+    Link(usize),
     /// The one process of [`Shape::All`].
     Server,
 }
 
 impl Victim {
-    pub fn name(self) -> &'static str {
+    pub fn name(self) -> String {
         match self {
-            Self::Redis => "redis",
-            Self::Postgres => "postgres",
-            Self::Kafka => "kafka",
-            Self::Role(at) => ROLES[at],
-            Self::Server => "server",
+            Self::Redis => "redis".to_owned(),
+            Self::Postgres => "postgres".to_owned(),
+            Self::Kafka => "kafka".to_owned(),
+            Self::Role(at) => ROLES[at].to_owned(),
+            Self::Link(at) => format!("{} to {}", LINKS[at].0, LINKS[at].1),
+            Self::Server => "server".to_owned(),
         }
     }
 }
@@ -57,6 +77,8 @@ pub enum Blow {
     Kill(Duration),
     /// SIGSTOP for so long: it goes on later as if nothing had been, with what it knew.
     Pause(Duration),
+    /// Nothing passes for so long, one way or both, and nobody is told.
+    Cut(Duration, Cut),
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -76,6 +98,8 @@ pub struct Size {
     pub strikes: usize,
     /// How long a journey may take.
     pub patience: Duration,
+    /// The longest freeze and the longest partition.
+    pub standstill: Duration,
 }
 
 impl Shape {
@@ -86,6 +110,7 @@ impl Shape {
                 .into_iter()
                 .chain([Victim::Kafka])
                 .chain((0..ROLES.len()).map(Victim::Role))
+                .chain((0..LINKS.len()).map(Victim::Link))
                 .collect(),
             Self::All => stores.into_iter().chain([Victim::Server]).collect(),
         }
@@ -97,7 +122,7 @@ pub fn strikes(shape: Shape, size: Size, seed: u64) -> Vec<Strike> {
     let mut rng = ChaCha8Rng::seed_from_u64(seed);
     let all = shape.victims();
     let mut victims: Vec<Victim> = (all.iter().copied())
-        .filter(|victim| !matches!(victim, Victim::Role(_)))
+        .filter(|victim| !matches!(victim, Victim::Role(_) | Victim::Link(_)))
         .chain(
             ["payments", "reservations"]
                 .iter()
@@ -118,21 +143,35 @@ pub fn strikes(shape: Shape, size: Size, seed: u64) -> Vec<Strike> {
         .map(|(victim, at)| Strike {
             at: size.storm.mul_f64(at),
             victim,
-            blow: blow(victim, &mut rng),
+            blow: blow(victim, size.standstill, &mut rng),
         })
         .collect()
 }
 
-fn blow(victim: Victim, rng: &mut ChaCha8Rng) -> Blow {
+fn blow(victim: Victim, longest: Duration, rng: &mut ChaCha8Rng) -> Blow {
+    // As many short ones as long ones: from half a second on, in powers.
+    let span = (longest.as_secs_f64() / 0.5).ln();
+    let still = Duration::from_secs_f64(0.5 * (rng.random_range(0.0..1.0) * span).exp());
     let down = Duration::from_millis(rng.random_range(0..1_500));
     match victim {
-        // Stopping PostgreSQL's first process stops none of those that work, and the broker is
-        // slow enough to come back as it is.
-        Victim::Postgres | Victim::Kafka => Blow::Kill(down),
-        Victim::Redis | Victim::Role(_) | Victim::Server if rng.random_bool(0.2) => {
-            Blow::Pause(Duration::from_millis(rng.random_range(500..3_000)))
+        Victim::Link(_) => {
+            let both = rng.random_bool(0.6);
+            let one = rng.random_bool(0.5);
+            let cut = Cut {
+                to_server: both || one,
+                to_client: both || !one,
+                forget: rng.random_bool(0.4),
+            };
+            Blow::Cut(still, cut)
         }
-        Victim::Redis | Victim::Role(_) | Victim::Server => Blow::Kill(down),
+        Victim::Redis | Victim::Postgres | Victim::Kafka | Victim::Role(_) | Victim::Server
+            if rng.random_bool(0.35) =>
+        {
+            Blow::Pause(still)
+        }
+        Victim::Redis | Victim::Postgres | Victim::Kafka | Victim::Role(_) | Victim::Server => {
+            Blow::Kill(down)
+        }
     }
 }
 
@@ -143,6 +182,7 @@ fn the_same_seed_strikes_the_same_and_every_store_dies() {
         storm: Duration::from_secs(10),
         strikes: 8,
         patience: Duration::ZERO,
+        standstill: Duration::from_secs(20),
     };
     for (shape, stores) in [(Shape::Apart, 3), (Shape::All, 2)] {
         for seed in 0..50 {
@@ -150,7 +190,9 @@ fn the_same_seed_strikes_the_same_and_every_store_dies() {
             assert_eq!(format!("{once:?}"), format!("{again:?}"));
             assert!(once.is_sorted_by_key(|strike| strike.at));
             let mut hit: Vec<Victim> = once.iter().map(|strike| strike.victim).collect();
-            hit.retain(|victim| !matches!(victim, Victim::Role(_) | Victim::Server));
+            hit.retain(|victim| {
+                !matches!(victim, Victim::Role(_) | Victim::Link(_) | Victim::Server)
+            });
             hit.sort_unstable();
             hit.dedup();
             assert_eq!(hit.len(), stores, "{shape:?} {seed}");

@@ -12,10 +12,11 @@ use ticketping::platform::secret::Secret;
 use ticketping::serve::secrets::Kept;
 use tokio::task::JoinHandle;
 
-use super::plan::{Blow, ROLES, Shape, Size, Strike, Victim};
+use super::plan::{Blow, LINKS, ROLES, Shape, Size, Strike, Victim};
 use crate::harness::apart::{Apart, Stores};
 use crate::harness::client::Http;
 use crate::harness::kafka::Kafka;
+use crate::harness::partition::Link;
 use crate::harness::process::{self, Process};
 use crate::harness::steps::{self, Buyer};
 use crate::harness::{self, send};
@@ -44,6 +45,8 @@ enum House {
         apart: Box<Apart>,
         stores: Box<EmbeddedStores>,
         kafka: Broker,
+        /// One for each of [`LINKS`].
+        links: Vec<Link>,
     },
     All {
         server: Option<Process>,
@@ -55,7 +58,8 @@ enum House {
 /// Something that comes later.
 enum Due {
     Start(Victim),
-    Resume(Victim, u32),
+    Resume(Victim, Vec<u32>),
+    Heal(usize),
 }
 
 pub struct World {
@@ -110,12 +114,20 @@ impl World {
             brokers: kafka.bootstrap.clone(),
             kafka_prefix: "ticketping".to_owned(),
         };
-        let apart = Apart::start_on(&dir, &on, &environment(seed)).await;
+        let links = std::sync::Mutex::new(Vec::new());
+        let own = async |envs: &[(&'static str, String)]| {
+            let (made, own) = linked(envs).await;
+            *links.lock().unwrap() = made;
+            own
+        };
+        let apart = Apart::start_with(&dir, &on, &environment(seed), 1, own).await;
+        let links = links.into_inner().unwrap();
         let (api, stripe) = (apart.api.clone(), apart.stripe.clone());
         let house = House::Apart {
             apart: Box::new(apart),
             stores: Box::new(stores),
             kafka: Broker::Up(kafka),
+            links,
         };
         Self::new(house, dir, api, stripe)
     }
@@ -208,6 +220,18 @@ impl World {
 
     async fn strike(&mut self, strike: &Strike) {
         let victim = strike.victim;
+        if let (Victim::Link(at), Blow::Cut(time, cut)) = (victim, strike.blow) {
+            let House::Apart { links, .. } = &self.house else {
+                return;
+            };
+            links[at].cut(cut);
+            self.due.push((Instant::now() + time, Due::Heal(at)));
+            *self
+                .struck
+                .entry(format!("cut {}", victim.name()))
+                .or_default() += 1;
+            return;
+        }
         let Some(pid) = self.pid(victim) else { return };
         let (kind, later) = match strike.blow {
             Blow::Kill(down) => {
@@ -216,9 +240,17 @@ impl World {
                 ("kill", (down, Due::Start(victim)))
             }
             Blow::Pause(time) => {
-                send(pid, Signal::SIGSTOP);
-                ("pause", (time, Due::Resume(victim, pid)))
+                // Stopping PostgreSQL's first process alone stops none of those that work.
+                let pids = match victim {
+                    Victim::Postgres => stop_all(pid),
+                    _ => {
+                        send(pid, Signal::SIGSTOP);
+                        vec![pid]
+                    }
+                };
+                ("pause", (time, Due::Resume(victim, pids)))
             }
+            Blow::Cut(..) => return,
         };
         self.due.push((Instant::now() + later.0, later.1));
         *self
@@ -248,6 +280,7 @@ impl World {
             (House::All { .. }, Victim::Redis) => recorded(&self.dir, "redis"),
             (House::All { .. }, Victim::Postgres) => recorded(&self.dir, "postgres"),
             (House::All { server, .. }, Victim::Server) => of(server),
+            (_, Victim::Link(_)) => None,
             (House::Apart { .. }, Victim::Server)
             | (House::All { .. }, Victim::Kafka | Victim::Role(_)) => None,
         }
@@ -332,11 +365,28 @@ impl World {
     fn carry_out(&mut self, due: Due) {
         match due {
             Due::Start(victim) => self.start(victim),
+            // Its first process may have been killed meanwhile, and what is left of it keeps a new
+            // one from starting while it stands still.
+            Due::Resume(Victim::Postgres, pids) => {
+                let is_postgres = |pid: &&u32| {
+                    let name = std::fs::read_to_string(format!("/proc/{pid}/comm"));
+                    name.is_ok_and(|name| name.starts_with("postgres"))
+                };
+                for pid in pids.iter().rev().filter(is_postgres) {
+                    let pid = nix::unistd::Pid::from_raw(i32::try_from(*pid).unwrap());
+                    let _ = nix::sys::signal::kill(pid, Signal::SIGCONT);
+                }
+            }
             // Killed meanwhile, its pid may be anybody's.
-            Due::Resume(victim, pid) if self.pid(victim) == Some(pid) => {
-                send(pid, Signal::SIGCONT);
+            Due::Resume(victim, pids) if self.pid(victim) == pids.first().copied() => {
+                send(pids[0], Signal::SIGCONT);
             }
             Due::Resume(..) => {}
+            Due::Heal(at) => {
+                if let House::Apart { links, .. } = &self.house {
+                    links[at].heal();
+                }
+            }
         }
     }
 
@@ -453,6 +503,73 @@ impl World {
             }
         }
     }
+}
+
+/// The [`LINKS`], and what each role is told so that it goes through them.
+async fn linked(
+    envs: &[(&'static str, String)],
+) -> (Vec<Link>, Vec<(&'static str, &'static str, String)>) {
+    let (mut links, mut own) = (Vec::new(), Vec::new());
+    for (who, to) in LINKS {
+        let variable = match to {
+            "redis" => "TICKETPING_REDIS_URL",
+            "postgres" => "TICKETPING_DATABASE_URL",
+            "queue" => "TICKETPING_QUEUE_URL",
+            "reservations" => "TICKETPING_RESERVATIONS_URL",
+            "payments" => "TICKETPING_PAYMENTS_URL",
+            "performances" => "TICKETPING_PERFORMANCES_URL",
+            other => panic!("no link to {other}"),
+        };
+        let (_, real) = envs
+            .iter()
+            .rev()
+            .find(|(name, _)| *name == variable)
+            .unwrap();
+        let url = url::Url::parse(real).unwrap();
+        let address = (url.host_str().unwrap(), url.port().unwrap());
+        let link = Link::start(&format!("{}:{}", address.0, address.1)).await;
+        let through = link.instead_of(real);
+        let through = through.trim_end_matches('/').to_owned();
+        let whose: Vec<&'static str> = match who {
+            "*" => ROLES.into_iter().filter(|role| *role != to).collect(),
+            one => vec![one],
+        };
+        own.extend(
+            whose
+                .into_iter()
+                .map(|role| (role, variable, through.clone())),
+        );
+        links.push(link);
+    }
+    (links, own)
+}
+
+/// Stops a process and, parents first, all that it has begotten; a stopped parent begets no more.
+fn stop_all(pid: u32) -> Vec<u32> {
+    let mut all = vec![pid];
+    let mut at = 0;
+    while at < all.len() {
+        let parent = all[at];
+        let raw = nix::unistd::Pid::from_raw(i32::try_from(parent).unwrap());
+        let _ = nix::sys::signal::kill(raw, Signal::SIGSTOP);
+        all.extend(children(parent));
+        at += 1;
+    }
+    all
+}
+
+fn children(of: u32) -> Vec<u32> {
+    let Ok(tasks) = std::fs::read_dir(format!("/proc/{of}/task")) else {
+        return Vec::new();
+    };
+    tasks
+        .filter_map(Result::ok)
+        .filter_map(|task| std::fs::read_to_string(task.path().join("children")).ok())
+        .flat_map(|text| {
+            let pids = text.split_whitespace().map(|pid| pid.parse().ok());
+            pids.flatten().collect::<Vec<u32>>()
+        })
+        .collect()
 }
 
 fn alive(pid: u32) -> Option<u32> {

@@ -36,6 +36,8 @@ pub struct Role {
     pub name: &'static str,
     listen: Option<String>,
     further: bool,
+    /// What it is told otherwise than the others.
+    own: Vec<(&'static str, String)>,
     pub process: Option<Process>,
 }
 
@@ -102,6 +104,17 @@ impl Apart {
         more: &[(&'static str, String)],
         instances: usize,
     ) -> Self {
+        Self::start_with(dir, stores, more, instances, async |_| Vec::new()).await
+    }
+
+    /// The same, where `own` says what single roles are told otherwise: role, variable, value.
+    pub async fn start_with(
+        dir: &Path,
+        stores: &Stores,
+        more: &[(&'static str, String)],
+        instances: usize,
+        own: impl AsyncFnOnce(&[(&'static str, String)]) -> Vec<(&'static str, &'static str, String)>,
+    ) -> Self {
         let ports: Vec<u16> = (0..=ROLES.len()).map(|_| harness::free_port()).collect();
         let others: Vec<Vec<u16>> = (1..instances)
             .map(|_| ROLES.iter().map(|_| harness::free_port()).collect())
@@ -114,6 +127,7 @@ impl Apart {
             envs.push((name, urls.collect::<Vec<_>>().join(",")));
         }
         envs.extend(more.iter().cloned());
+        let own = own(&envs).await;
         let url = |i: usize| format!("http://127.0.0.1:{}", ports[i]);
         let listen = |i: usize| Some(format!("127.0.0.1:{}", ports[i]));
         let named = ROLES.iter().enumerate().map(|(i, name)| (*name, listen(i)));
@@ -128,6 +142,9 @@ impl Apart {
                     name,
                     listen,
                     further: at > ROLES.len(),
+                    own: (own.iter().filter(|(of, ..)| *of == name))
+                        .map(|(_, variable, value)| (*variable, value.clone()))
+                        .collect(),
                     process: None,
                 })
                 .collect(),
@@ -152,7 +169,8 @@ impl Apart {
             args.extend(["--listen", listen]);
         }
         let log = self.dir.join(format!("{}.log", role.log_name()));
-        role.process = Some(Process::start(&args, &self.envs, &log));
+        let envs = [&self.envs[..], &role.own[..]].concat();
+        role.process = Some(Process::start(&args, &envs, &log));
     }
 
     /// Waits until the role has said so many times that it serves.

@@ -10,6 +10,7 @@
 pub mod apart;
 pub mod client;
 pub mod kafka;
+pub mod partition;
 pub mod process;
 pub mod proxy;
 pub mod readme;
