@@ -7,19 +7,21 @@
 --           an order that was paid late)
 --   ARGV[3..]  order id (16 bytes), version, user id (16 bytes), schedule id, hold ttl ms when
 --           the queue names none, seats a person, holds that the turn has made as Postgres knows them (-1: not
---           asked), then
+--           asked), until when the schedule is sold and when its show starts (ms), then
 --           'seats', index...                or
 --           'best', count, (start, length, from, to)...   stretches of adjacent seats, best first:
 --           the stretch is [start, start + length), the seats wanted of it are [from, to)
 -- Returns {"held", deadline ms, ttl ms, index...}, {"lost", why}, {"absent"} (rebuild the seats, then
--- again), {"place", "waiting"|"closed"|"ended"|"recovering"|"over"} (over: the turn takes no new holds any more),
--- {"count"} (count the turn's holds in Postgres, then again), {"exhausted"}, {"limit", seats had}, or {"taken", index...}.
+-- again), {"stopped"} (no sales now), {"place", "waiting"|"closed"|"ended"|"old"|"recovering"|"over"} (old: the token is of an
+-- earlier epoch, put it back first; over: the turn takes no new holds any more),
+-- {"sales_ended"}, {"count"} (count the turn's holds in Postgres, then again), {"exhausted"}, {"limit", seats had}, or {"taken", index...}.
 assert(#KEYS == 13, 'hold: want 13 KEYS')
-assert(#ARGV >= 11, 'hold: want at least 11 ARGV')
+assert(#ARGV >= 13, 'hold: want at least 13 ARGV')
 
 local seats, owners, holds, hold, wake, limit = KEYS[8], KEYS[9], KEYS[10], KEYS[11], KEYS[12], KEYS[13]
 local order, version, user, schedule = ARGV[3], tonumber(ARGV[4]), ARGV[5], ARGV[6]
-local ttl, limit_max, counted, mode = tonumber(ARGV[7]), tonumber(ARGV[8]), tonumber(ARGV[9]), ARGV[10]
+local ttl, limit_max, counted = tonumber(ARGV[7]), tonumber(ARGV[8]), tonumber(ARGV[9])
+local sales_end, starts, mode = tonumber(ARGV[10]), tonumber(ARGV[11]), ARGV[12]
 local number = tonumber(ARGV[2])
 
 -- The middle of a row first: the distance of a window from it, doubled to stay whole.
@@ -50,7 +52,7 @@ end
 
 local function best(states, count)
   for tier = 1, 2 do
-    for at = 12, #ARGV, 4 do
+    for at = 14, #ARGV, 4 do
       local window = best_window(states, count, tier == 2, tonumber(ARGV[at]), tonumber(ARGV[at + 1]),
         tonumber(ARGV[at + 2]), tonumber(ARGV[at + 3]))
       if window then
@@ -61,7 +63,7 @@ local function best(states, count)
     end
   end
   local picked = {}
-  for at = 12, #ARGV, 4 do
+  for at = 14, #ARGV, 4 do
     for index = tonumber(ARGV[at + 2]), tonumber(ARGV[at + 3]) - 1 do
       if string.byte(states, index + 1) == FREE then
         picked[#picked + 1] = index
@@ -81,11 +83,20 @@ local length = redis.call('STRLEN', seats)
 if length == 0 or redis.call('EXISTS', limit) == 0 then
   return { 'absent' }
 end
+if number > 0 and redis.call('HEXISTS', limit, 'stopped') == 1 then
+  return { 'stopped' }
+end
 ttl = q.holdTtl or ttl
-local deadline = q.now + ttl
+-- No hold outlasts the beginning of its show.
+local deadline = math.min(q.now + ttl, starts)
 local turn
 if number > 0 then
   local place, _, _, found = working_check_in(q, user, number)
+  if place == 'shut' then place = 'closed' end
+  -- A place of an earlier epoch comes back first, unless it is here already with the bounds of its turn.
+  local epoch = tonumber(ARGV[1])
+  local here = place == 'working' and q.now < found.holding
+  if epoch < q.epoch and not here and (place == 'ended' or not q_keeps(q, epoch, number)) then place = 'old' end
   if place == 'ended' and q_recovering(q) then place = 'recovering' end
   if place ~= 'working' then return { 'place', place } end
   turn = found
@@ -102,6 +113,7 @@ if known[1] and tonumber(known[1]) > version then
   return { 'taken' }
 end
 
+if q.wall >= sales_end then return { 'sales_ended' } end
 if turn then
   if q.now >= turn.holding then return { 'place', 'over' } end
   if not turn.holds and counted < 0 then return { 'count' } end
@@ -111,11 +123,11 @@ end
 
 local indices = {}
 if mode == 'best' then
-  indices = best(redis.call('GET', seats), tonumber(ARGV[11]))
+  indices = best(redis.call('GET', seats), tonumber(ARGV[13]))
 else
-  for at = 11, #ARGV do indices[#indices + 1] = tonumber(ARGV[at]) end
+  for at = 13, #ARGV do indices[#indices + 1] = tonumber(ARGV[at]) end
 end
-local wanted = mode == 'best' and tonumber(ARGV[11]) or #indices
+local wanted = mode == 'best' and tonumber(ARGV[13]) or #indices
 local had = seats_of_person(redis.call('HGET', limit, user) or '', order)
 if had + wanted > limit_max then
   return { 'limit', had }
@@ -137,7 +149,7 @@ for _, index in ipairs(indices) do
 end
 note_person(limit, user, order, #indices)
 redis.call('ZADD', holds, deadline, order)
-redis.call('SET', wake, '1', 'PX', ttl)
+redis.call('SET', wake, '1', 'PX', math.max(1, deadline - q.now))
 redis.call('DEL', hold)
 redis.call('HSET', hold, 'v', version, 's', schedule, 'x', table.concat(indices, ','), 'u', user, 't', q.now,
   'n', ARGV[2], 'e', deadline)

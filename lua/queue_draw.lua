@@ -17,7 +17,7 @@ if q.drawNext == number and number <= q.drawHi then
       add[#add + 1], add[#add + 2] = string.format('%.0f', number), user
       drop[#drop + 1] = user
       -- After a loss there are older tokens for this number: it stands here now, and does so once.
-      if q.epoch > 1 then redis.call('SETBIT', q.back, number, 1) end
+      if q.epoch > 1 then q_mark(q, number) end
     end
     number = number + 1
   end

@@ -2,14 +2,15 @@
 --   KEYS   as the prelude says
 --   ARGV   epoch, last number, entries: 50 bytes each, user id (16), number (8), deadline (8; 0: it
 --          waited), until when its turn takes holds (8), when it ends at the latest (8), may return (0: too late, unless it stands here; 1: yes; 2: Postgres knows that its turn has ended),
---          registered (1: an index before the draw)
+--          registered (1: an index before the draw); then until when the callers wait (ms by Redis's clock; 0: not known)
 -- Returns {'ok', epoch, now, last, ceiling, outcomes} as queue_enter does, with code 9: the turn has ended, and 10: the
--- draw is under way, so that its number is told when the seed is; or {'lost', why}.
+-- draw is under way, so that its number is told when the seed is; {'late'} (the callers have given up: nothing was done), or {'lost', why}.
 local q = q_open()
-assert(#ARGV == 3 and #ARGV[3] % 50 == 0, 'queue_restore: want ARGV epoch, last, entries')
+assert(#ARGV == 4 and #ARGV[3] % 50 == 0, 'queue_restore: want ARGV epoch, last, entries, by')
 local lost = q_lost(q)
 if lost then return { 'lost', lost } end
-q_cut(q)
+if q_late(q, ARGV[4]) then return { 'late' } end
+q_suspend(q)
 
 local back = 0
 -- What stands in Redis under this person: the very place, another one, or nothing.
@@ -18,7 +19,7 @@ local function present(user, number)
   if held and held ~= number and deadline > q.now then return 9 end -- and this is no check-in of it
   local tag, value, waits, turn = working_check_in(q, user, nil)
   if tag == 'working' then return 2, value, nil, turn end
-  if tag == 'closed' then return 6 end
+  if tag == 'closed' or tag == 'shut' then return 6 end
   if tag == 'waiting' then return waits == number and 1 or nil, value, waits end
   return nil
 end
@@ -58,6 +59,12 @@ local function put_back(user, number, deadline, registered, holding, last)
   -- An older state may have in line who was admitted since: the proof of that counts.
   local admitted = code == 1 and deadline > q.now and redis.call('ZCARD', q.work) < q.maxWorking
   if code == 1 and turn and not admitted then keep_turn(user, number, turn) end
+  -- Its unpaid order was given the turn before it came itself: its own bounds count.
+  if code == 2 and turn and found and turn.holding > found.holding then
+    found.holding, found.last = turn.holding, math.max(turn.last, found.last)
+    value = q_turn_end(found)
+    q_set_working(q, user, number, 'A', value, found)
+  end
   if code and not admitted then return code, code == 2 and value or 0, found end
   -- Who entered anew meanwhile keeps the better of the two numbers.
   if other and other < number then return 9, 0 end
@@ -72,12 +79,13 @@ local function put_back(user, number, deadline, registered, holding, last)
     return 3, 0
   end
   -- Who was put back once and is gone has had the turn; who still stands in line has not.
-  if redis.call('SETBIT', q.back, number, 1) == 1 and code ~= 1 then return 9, 0 end
+  if q_mark(q, number) == 1 and code ~= 1 then return 9, 0 end
   back = back + 1
   redis.call('ZREM', q.reg, user) -- the draw may come to it only now: one place a person
   if deadline > q.now and redis.call('ZCARD', q.work) < q.maxWorking then
     redis.call('ZREM', q.wait, user)
     q_set_working(q, user, number, 'A', deadline, turn)
+    if q_reserved(q) > 0 then q.reserve = redis.call('HINCRBY', q.meta, 'reserve', -1) end
     return 2, deadline, turn
   end
   if turn then keep_turn(user, number, turn) end
@@ -108,8 +116,10 @@ for i = 1, #ARGV[3], 50 do
     code, number = 3, tonumber(redis.call('ZSCORE', q.reg, user))
   elseif registered == 1 and q.drawHi then
     code = 10
-  elseif may == 1 and not (q_is(q.closesAt, q.now) or (q.remaining == 0 and deadline <= q.now)) then
+  elseif may == 1 and not (q_over(q) and deadline <= q.now) then
     code, until_ms, turn = put_back(user, number, deadline, registered == 1, holding, last)
+    -- Suspended, the place says why; it is there all the same.
+    if code == 1 and q_shut(q) then code = q_closed(q) and 6 or 4 end
   else
     local here, value, _, found = present(user, number)
     if here == 1 and holding > 0 then keep_turn(user, number, (turn_of(user, number, deadline, holding, last))) end

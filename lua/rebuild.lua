@@ -1,3 +1,4 @@
+#!lua
 -- rebuild: set the seats of a schedule where they are missing. Never over seats that are there:
 -- two instances may rebuild at once, and holds may already stand on the first one's.
 --   KEYS[1] string seats   KEYS[2] string owners

@@ -6,16 +6,17 @@
 --   ARGV[1..2] "0", "0": whether the queue has lost something does not matter here
 --   ARGV[3..]  order id (16 bytes), version, 'held'|'sold'|'free', user id (16 bytes, '' for none),
 --           deadline ms, schedule id, number of the place that the order was made from (0: none), until when the
---           order keeps that turn (ms; 0: no longer), seat index...
+--           order keeps that turn (ms; 0: no longer), until when the schedule is sold (ms; 0: not known), seat index...
 -- With no index, the seats are those that the hold itself names.
 -- Returns {"done"}, {"stale"}, {"absent"}, or {"taken", index...}: what could not be
 -- given to this order because another one has it (the caller settles that one first).
 assert(#KEYS == 13, 'settle: want 13 KEYS')
-assert(#ARGV >= 10, 'settle: want at least 10 ARGV')
+assert(#ARGV >= 11, 'settle: want at least 11 ARGV')
 
 local seats, owners, holds, hold, wake, limit = KEYS[8], KEYS[9], KEYS[10], KEYS[11], KEYS[12], KEYS[13]
 local order, version, want, user = ARGV[3], tonumber(ARGV[4]), ARGV[5], ARGV[6]
 local deadline, schedule, number, keeps = tonumber(ARGV[7]), ARGV[8], tonumber(ARGV[9]), tonumber(ARGV[10])
+local sales_end = tonumber(ARGV[11])
 
 local q = q_open()
 if redis.call('EXISTS', seats) == 0 or redis.call('EXISTS', limit) == 0 then
@@ -27,7 +28,7 @@ if known > version then
 end
 
 local indices = {}
-for at = 11, #ARGV do
+for at = 12, #ARGV do
   indices[#indices + 1] = tonumber(ARGV[at])
 end
 if #indices == 0 then
@@ -77,7 +78,9 @@ else
   redis.call('HSET', hold, 'v', version)
   redis.call('PEXPIRE', hold, FENCE_MS)
 end
-if sold_by ~= 0 and q.remaining then q_add_remaining(q, -sold_by) end
+-- Once its sales have ended, a schedule's seats are not among those that remain.
+local remains = sales_end == 0 or q.wall < sales_end
+if sold_by ~= 0 and q.remaining and remains then q_add_remaining(q, -sold_by) end
 -- What is sold completes the turn: the queue hears of it by an event.
 local ended = user ~= '' and goal ~= SOLD and turn_order(q, user, number, order, goal == HELD and keeps or 0)
 if ended and not q_lost(q) then q_promote(q) end

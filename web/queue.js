@@ -42,7 +42,11 @@ export async function queue(id, search) {
       if (!alive.alive) return;
       if (error.status === 401) { place.drop(id); return enter(); }
       if (error.status === 410) { place.drop(id); return ended(); }
-      if (error.status === 409) return refused(error);
+      if (error.status === 409) {
+        // Suspended: the place goes on when seats come back, or the closing is taken back.
+        if (error.body.pollAfterMs) alive.after(error.body.pollAfterMs, () => look(kept));
+        return refused(error);
+      }
       // Away or overloaded: the place stays, and so do we.
       say("The server is busy. Your place is kept.");
       alive.after((error.retryAfter ?? 3) * 1000, () => look(kept));

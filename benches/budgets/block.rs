@@ -35,7 +35,8 @@ fn scripts() -> BTreeMap<String, &'static str> {
         "queue_init",
         "queue_apply",
         "queue_raise",
-        "queue_draw"
+        "queue_draw",
+        "queue_reserve"
     );
     let hash = |text: &str| {
         redis::Script::new(&format!("{prelude}{text}"))

@@ -20,6 +20,7 @@ mod poll;
 mod process;
 mod redis_figures;
 mod report;
+mod restart;
 mod row;
 mod seats;
 mod seed;
@@ -144,6 +145,7 @@ const BUDGETS: &[Budget] = &[
     budget!("streams", streams::run),
     budget!("seed", seed::run),
     budget!("reference", people::reference),
+    budget!("restart", restart::run),
     budget!("overview", overview::run),
     budget!("footprint", footprint::run),
     budget!("million", people::million),

@@ -164,17 +164,16 @@ fn server(args: &VerifyArgs) -> Result<(Fetch, Uuid), Failure> {
         .ok_or_else(|| Failure::usage("--performance is missing"))?;
     let url = match &args.url {
         Some(url) => url.clone(),
-        None => {
-            RuntimeFile::read(&args.data_dir)
-                .map_err(|e| Failure::Failed(format!("cannot read runtime.json: {e}")))?
-                .ok_or_else(|| {
-                    Failure::Failed(format!(
-                        "no server found in {}: name one by --url, or published data by --file",
-                        args.data_dir.display()
-                    ))
-                })?
-                .url
-        }
+        None => RuntimeFile::read(&args.data_dir)
+            .map_err(|e| Failure::Failed(format!("cannot read runtime.json: {e}")))?
+            .ok_or_else(|| {
+                Failure::Failed(format!(
+                    "no server found in {}: name one by --url, or published data by --file",
+                    args.data_dir.display()
+                ))
+            })?
+            .reach()
+            .to_owned(),
     };
     let url = url
         .parse()

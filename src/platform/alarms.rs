@@ -6,11 +6,13 @@
 //! transaction of what it is about, so that neither is lost without the other.
 
 mod http;
+mod standing;
 
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use chrono::{DateTime, Utc};
+use futures_util::future::BoxFuture;
 use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::metrics::{family::Family, gauge::Gauge};
 use serde::{Deserialize, Serialize};
@@ -18,9 +20,11 @@ use sqlx::{PgConnection, PgPool};
 use utoipa::ToSchema;
 use uuid::Uuid;
 
-pub use self::http::{AlarmFilter, REASON_MAX, Resolution};
+pub use self::http::{AlarmFilter, REASON_MAX, Resolution, unknown_action};
+pub use self::standing::{Standing, keep_standing, watch_dead_letters, watch_events};
 use super::metrics::Metrics;
 use super::overview::{Notice, OverviewSlice};
+use super::problem::Problem;
 use super::tasks::Tasks;
 
 /// Who resolved an alarm whose cause is gone.
@@ -135,6 +139,32 @@ pub async fn clear(
             alarm.key = key,
             "alarm {kind} closed: {note}"
         );
+    }
+    Ok(done.rows_affected())
+}
+
+/// Closes every open alarm of these kinds about this payment. Returns how many were open.
+///
+/// # Errors
+/// When the database fails.
+pub async fn clear_of_payment(
+    conn: &mut PgConnection,
+    kinds: &[&str],
+    payment: Uuid,
+    note: &str,
+) -> sqlx::Result<u64> {
+    let done = sqlx::query(
+        "update alarms set resolved_at = now(), resolved_by = $3, reason = $4
+         where kind = any($1) and payment_id = $2 and resolved_at is null",
+    )
+    .bind(kinds)
+    .bind(payment)
+    .bind(SYSTEM)
+    .bind(clean(note, DETAIL_CHARS_MAX))
+    .execute(conn)
+    .await?;
+    if done.rows_affected() > 0 {
+        tracing::info!(payment.id = %payment, ?kinds, "alarms of a payment closed: {note}");
     }
     Ok(done.rows_affected())
 }
@@ -270,10 +300,15 @@ impl OpenAlarms {
     }
 }
 
+/// Carries out what a person decides with the resolution of an alarm: the alarm, and the action.
+pub type Actor =
+    Arc<dyn Fn(AlarmView, String) -> BoxFuture<'static, Result<(), Problem>> + Send + Sync>;
+
 /// One role's alarms. Cheap to clone.
 #[derive(Clone)]
 pub struct Alarms {
     role: &'static str,
+    actor: Option<Actor>,
     pool: PgPool,
     /// As of the last sample.
     open: Arc<Mutex<Vec<OpenKind>>>,
@@ -284,9 +319,17 @@ impl Alarms {
     pub fn new(role: &'static str, pool: PgPool) -> Self {
         Self {
             role,
+            actor: None,
             pool,
             open: Arc::default(),
         }
+    }
+
+    /// With `actor`, which carries out actions before an alarm is resolved.
+    #[must_use]
+    pub fn acting(mut self, actor: Actor) -> Self {
+        self.actor = Some(actor);
+        self
     }
 
     /// Adds the open alarms to this role's part of the overview.

@@ -299,14 +299,28 @@ fn settings(schema: &str) -> String {
 /// When `url` is malformed; the message never shows its password. A database
 /// that is away is not an error here: connections are made when first needed.
 pub fn pool(url: &str, schema: &'static str, max: u32) -> Result<PgPool, String> {
+    pool_with(url, schema, max, String::new())
+}
+
+/// The same; each connection is told `more` as well, statements of our own.
+///
+/// # Errors
+/// As [`pool`].
+pub fn pool_with(
+    url: &str,
+    schema: &'static str,
+    max: u32,
+    more: String,
+) -> Result<PgPool, String> {
     let options = options(url, &format!("ticketping-{schema}"))?;
     Ok(PgPoolOptions::new()
         .max_connections(max)
         .acquire_timeout(ACQUIRE_MAX)
         .test_before_acquire(false)
         .after_connect(move |conn, _| {
+            let settings = format!("{};{more}", settings(schema));
             Box::pin(async move {
-                let settings = sqlx::AssertSqlSafe(settings(schema));
+                let settings = sqlx::AssertSqlSafe(settings);
                 sqlx::raw_sql(settings).execute(conn).await.map(drop)
             })
         })

@@ -1,9 +1,11 @@
 //! The end of server-sent events: a whole last chunk that tells the client when to come back.
 
+use std::{future::Future, time::Duration};
+
 use axum::{body::Body, response::Response};
 use bytes::Bytes;
 use futures_util::{StreamExt, stream};
-use http::header;
+use http::{HeaderMap, header};
 use tokio_util::sync::CancellationToken;
 
 /// Clients of a process that stops come back within this, each at a time of its own.
@@ -15,30 +17,43 @@ pub fn farewell() -> Bytes {
     format!("retry: {retry}\n\n").into()
 }
 
+/// Whether an answer with `headers` is a stream of events.
+pub fn is_event_stream(headers: &HeaderMap) -> bool {
+    let kind = headers.get(header::CONTENT_TYPE);
+    kind.is_some_and(|kind| kind.as_bytes().starts_with(b"text/event-stream"))
+}
+
 /// `response`; if it is a stream of events, it ends with `draining`, after a whole event.
 pub fn until(response: Response, draining: &CancellationToken) -> Response {
-    let kind = response.headers().get(header::CONTENT_TYPE);
-    if kind.is_none_or(|kind| !kind.as_bytes().starts_with(b"text/event-stream")) {
+    if !is_event_stream(response.headers()) {
         return response;
     }
-    let draining = draining.clone();
+    ended_by(response, draining.clone().cancelled_owned())
+}
+
+/// `response`; if it is a stream of events, it ends after `time`, after a whole event.
+pub fn at_most(response: Response, time: Duration) -> Response {
+    if !is_event_stream(response.headers()) {
+        return response;
+    }
+    ended_by(response, tokio::time::sleep(time))
+}
+
+fn ended_by(response: Response, over: impl Future<Output = ()> + Send + 'static) -> Response {
     response.map(|body| {
-        let chunks = Some((body.into_data_stream(), true));
-        Body::from_stream(stream::unfold(chunks, move |chunks| {
-            let draining = draining.clone();
-            async move {
-                let (mut chunks, whole) = chunks?;
-                let next = tokio::select! {
-                    () = draining.cancelled(), if whole => return Some((Ok(farewell()), None)),
-                    next = chunks.next() => next?,
-                };
-                match next {
-                    Ok(chunk) => {
-                        let whole = chunk.ends_with(b"\n\n");
-                        Some((Ok(chunk), Some((chunks, whole))))
-                    }
-                    Err(error) => Some((Err(error), None)),
+        let chunks = Some((body.into_data_stream(), true, Box::pin(over)));
+        Body::from_stream(stream::unfold(chunks, async |chunks| {
+            let (mut chunks, whole, mut over) = chunks?;
+            let next = tokio::select! {
+                () = &mut over, if whole => return Some((Ok(farewell()), None)),
+                next = chunks.next() => next?,
+            };
+            match next {
+                Ok(chunk) => {
+                    let whole = chunk.ends_with(b"\n\n");
+                    Some((Ok(chunk), Some((chunks, whole, over))))
                 }
+                Err(error) => Some((Err(error), None)),
             }
         }))
     })

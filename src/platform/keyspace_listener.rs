@@ -51,9 +51,10 @@ pub async fn run(
                 open.retain(|url, _| urls.contains(url));
                 for url in urls {
                     open.entry(url.clone()).or_insert_with(|| {
-                        let (listener, stop) = (listener.clone(), stop.clone());
+                        let (listener, stop, redis) =
+                            (listener.clone(), stop.clone(), redis.clone());
                         let one = tasks::supervise(name, stop.clone(), move || {
-                            listen(url.clone(), listener.clone(), stop.clone())
+                            listen(redis.clone(), url.clone(), listener.clone(), stop.clone())
                         });
                         AbortOnDropHandle::new(tokio::spawn(one))
                     });
@@ -72,11 +73,11 @@ pub async fn run(
     }
 }
 
-async fn listen(url: String, listener: Arc<dyn Listener>, stop: CancellationToken) {
+async fn listen(redis: Redis, url: String, listener: Arc<dyn Listener>, stop: CancellationToken) {
     loop {
         tokio::select! {
             () = stop.cancelled() => return,
-            ended = subscribe(&url, &*listener) => if let Err(error) = ended {
+            ended = subscribe(&redis, &url, &*listener) => if let Err(error) = ended {
                 tracing::debug!(%error, "no keyspace notifications for now; the sweep goes on");
             },
         }
@@ -88,8 +89,12 @@ async fn listen(url: String, listener: Arc<dyn Listener>, stop: CancellationToke
 }
 
 /// One subscription, until it breaks.
-async fn subscribe(url: &str, listener: &dyn Listener) -> Result<(), redis::RedisError> {
-    let client = redis::Client::open(url)?;
+async fn subscribe(
+    redis: &Redis,
+    url: &str,
+    listener: &dyn Listener,
+) -> Result<(), redis::RedisError> {
+    let client = redis.client_of(url)?;
     let mut plain = client.get_multiplexed_async_connection().await?;
     let mut silent = switch_on(&mut plain).await?;
     if let Some(why) = &silent {

@@ -1,54 +1,113 @@
 //! One Redis handle for a single server, a primary that Sentinels watch, or a Cluster.
 //!
-//! URL forms: `redis://[:password@]host:port[/db]`, `rediss://…`,
+//! URL forms: `redis://[:password@]host:port[/db]`,
 //! `redis+cluster://[:password@]host:port,host:port`,
-//! `redis+sentinel://[:password@]host:port,host:port/service[/db]` (see [`sentinel`]).
+//! `redis+sentinel://[:password@]host:port,host:port/service[/db]` (see [`sentinel`]); with
+//! `rediss` in place of `redis`, TLS to every server and Sentinel.
 
+mod follow;
+mod health;
 mod sentinel;
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
-use self::sentinel::{Sentinels, Watched};
+pub use self::health::{Writable, watch_writes};
+use self::{
+    follow::{Follow, Source},
+    sentinel::Watched,
+};
 use redis::{
-    Client, Cmd, Pipeline, RedisError, RedisFuture, Value,
-    aio::{ConnectionLike, ConnectionManager, ConnectionManagerConfig},
-    cluster::ClusterClientBuilder,
-    cluster_async::ClusterConnection,
+    Client, Cmd, Pipeline, RedisError, RedisFuture, RedisResult, TlsCertificates, Value,
+    aio::ConnectionLike, cluster::ClusterClientBuilder, cluster_async::ClusterConnection,
 };
 
 /// A command that takes longer than this is given up: the caller answers 503.
-const RESPONSE_MAX: Duration = Duration::from_secs(2);
+pub const RESPONSE_MAX: Duration = Duration::from_secs(2);
 /// Connecting takes a loopback or a data centre, not a continent.
 const CONNECT_MAX: Duration = Duration::from_secs(2);
 
 /// What keys begin with where nobody says otherwise.
 pub const DEFAULT_PREFIX: &str = "tp";
 
-const CLUSTER: &str = "redis+cluster://";
-const SENTINEL: &str = "redis+sentinel://";
+/// The scheme of a URL: how it is spoken, and what is behind it.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Form {
+    Single,
+    Cluster,
+    Sentinel,
+}
+
+/// The form of `url`, the scheme of one server of it, and the rest behind `://`.
+fn form(url: &str) -> Option<(Form, &'static str, &str)> {
+    let (scheme, rest) = url.split_once("://")?;
+    Some(match scheme {
+        "redis" => (Form::Single, "redis", rest),
+        "rediss" => (Form::Single, "rediss", rest),
+        "redis+cluster" => (Form::Cluster, "redis", rest),
+        "rediss+cluster" => (Form::Cluster, "rediss", rest),
+        "redis+sentinel" => (Form::Sentinel, "redis", rest),
+        "rediss+sentinel" => (Form::Sentinel, "rediss", rest),
+        _ => return None,
+    })
+}
 
 /// Whether `url` is of one of the forms above; nothing is connected.
 ///
 /// # Errors
 /// What is wrong with it; the message shows no password.
 pub fn check_url(url: &str) -> Result<(), String> {
-    if let Some(rest) = url.strip_prefix(SENTINEL) {
-        return Watched::parse(rest).map(drop);
+    match form(url) {
+        Some((Form::Sentinel, scheme, rest)) => Watched::parse(scheme, rest).map(drop),
+        Some((Form::Cluster, scheme, rest)) => {
+            let (auth, hosts) = split_auth(rest);
+            hosts
+                .split(',')
+                .try_for_each(|host| check_url(&format!("{scheme}://{auth}{host}")))
+        }
+        Some((Form::Single, ..)) | None => Client::open(url).map(drop).map_err(malformed),
     }
-    if let Some(rest) = url.strip_prefix(CLUSTER) {
-        let (auth, hosts) = split_auth(rest);
-        return hosts
-            .split(',')
-            .try_for_each(|host| check_url(&format!("redis://{auth}{host}")));
-    }
-    Client::open(url).map(drop).map_err(malformed)
 }
 
 fn malformed(error: RedisError) -> String {
     format!(
-        "the Redis URL is malformed ({error}); want redis://[:password@]host:port[/db], rediss://…, \
-         redis+cluster://[:password@]host:port,host:port or redis+sentinel://[:password@]host:port,host:port/service[/db]"
+        "the Redis URL is malformed ({error}); want redis://[:password@]host:port[/db], \
+         redis+cluster://[:password@]host:port,host:port or redis+sentinel://[:password@]host:port,host:port/service[/db], \
+         or the same with rediss for TLS"
     )
+}
+
+/// The certificates that Redis servers are checked against: those of a file, or the public ones.
+#[derive(Clone, Debug, Default)]
+pub struct Trust(Option<Arc<[u8]>>);
+
+impl Trust {
+    /// The certificate authorities in `pem`, and no other.
+    ///
+    /// # Errors
+    /// When there is no certificate in it.
+    pub fn only(pem: &[u8]) -> Result<Self, String> {
+        let has_one = String::from_utf8_lossy(pem).contains("-----BEGIN CERTIFICATE-----");
+        has_one
+            .then(|| Self(Some(pem.into())))
+            .ok_or_else(|| "the file holds no certificate in PEM form".to_owned())
+    }
+
+    fn certificates(&self) -> Option<TlsCertificates> {
+        self.0.as_ref().map(|pem| TlsCertificates {
+            client_tls: None,
+            root_cert: Some(pem.to_vec()),
+        })
+    }
+
+    /// A client of the one server at `url`.
+    fn client(&self, url: &str) -> RedisResult<Client> {
+        match self.certificates() {
+            Some(certificates) if url.starts_with("rediss://") => {
+                Client::build_with_tls(url, certificates)
+            }
+            Some(_) | None => Client::open(url),
+        }
+    }
 }
 
 /// A multiplexed, self-healing connection. Cheap to clone.
@@ -56,12 +115,13 @@ fn malformed(error: RedisError) -> String {
 pub struct Redis {
     inner: Inner,
     url: String,
+    trust: Trust,
 }
 
 #[derive(Clone)]
 enum Inner {
-    Single(ConnectionManager),
-    Watched(Sentinels),
+    /// One server, or the primary that Sentinels name.
+    Followed(Follow),
     Cluster(ClusterConnection),
 }
 
@@ -71,16 +131,31 @@ impl Redis {
     /// # Errors
     /// One sentence: a malformed URL, or no Redis there.
     pub async fn connect(url: &str) -> Result<Self, String> {
-        let inner = if let Some(rest) = url.strip_prefix(CLUSTER) {
-            Inner::Cluster(cluster(rest).await?)
-        } else if let Some(rest) = url.strip_prefix(SENTINEL) {
-            Inner::Watched(Sentinels::connect(Watched::parse(rest)?).await?)
-        } else {
-            Inner::Single(single(url).await?)
+        Self::connect_trusting(url, Trust::default()).await
+    }
+
+    /// Connects to `url`; servers that speak TLS are checked against `trust`.
+    ///
+    /// # Errors
+    /// One sentence: a malformed URL, or no Redis there.
+    pub async fn connect_trusting(url: &str, trust: Trust) -> Result<Self, String> {
+        let inner = match form(url) {
+            Some((Form::Cluster, scheme, rest)) => {
+                Inner::Cluster(cluster(scheme, rest, &trust).await?)
+            }
+            Some((Form::Sentinel, scheme, rest)) => {
+                let watched = Watched::parse(scheme, rest)?;
+                Inner::Followed(Follow::connect(Source::Sentinels(watched), trust.clone()).await?)
+            }
+            Some((Form::Single, ..)) | None => {
+                let client = trust.client(url).map_err(malformed)?;
+                Inner::Followed(Follow::connect(Source::Server(client), trust.clone()).await?)
+            }
         };
         Ok(Self {
             inner,
             url: url.to_owned(),
+            trust,
         })
     }
 
@@ -92,11 +167,20 @@ impl Redis {
     /// When the cluster or the Sentinels cannot be asked.
     pub async fn primaries(&mut self) -> Result<Vec<String>, RedisError> {
         let connection = match &mut self.inner {
-            Inner::Single(_) => return Ok(vec![self.url.clone()]),
-            Inner::Watched(sentinels) => return Ok(vec![sentinels.primary().await?]),
+            Inner::Followed(followed) => {
+                return Ok(vec![
+                    followed
+                        .primary()
+                        .await?
+                        .unwrap_or_else(|| self.url.clone()),
+                ]);
+            }
             Inner::Cluster(connection) => connection,
         };
-        let (auth, _) = split_auth(self.url.trim_start_matches(CLUSTER));
+        let Some((_, scheme, rest)) = form(&self.url) else {
+            return Ok(Vec::new());
+        };
+        let (auth, _) = split_auth(rest);
         let nodes: String = redis::cmd("CLUSTER")
             .arg("NODES")
             .query_async(connection)
@@ -106,8 +190,21 @@ impl Redis {
             .filter(|line| line.contains("master") && !line.contains("fail"))
             .filter_map(|line| line.split(' ').nth(1))
             .filter_map(|address| address.split('@').next())
-            .map(|address| format!("redis://{auth}{address}"))
+            .map(|address| format!("{scheme}://{auth}{address}"))
             .collect())
+    }
+
+    /// A client of one of [`Redis::primaries`], with this handle's trust.
+    ///
+    /// # Errors
+    /// When `url` is malformed.
+    pub fn client_of(&self, url: &str) -> RedisResult<Client> {
+        self.trust.client(url)
+    }
+
+    /// Whether keys are spread over several primaries.
+    pub fn is_cluster(&self) -> bool {
+        matches!(self.inner, Inner::Cluster(_))
     }
 }
 
@@ -118,28 +215,19 @@ fn split_auth(rest: &str) -> (String, &str) {
     }
 }
 
-async fn single(url: &str) -> Result<ConnectionManager, String> {
-    let client = Client::open(url).map_err(malformed)?;
-    let config = ConnectionManagerConfig::new()
-        .set_connection_timeout(Some(CONNECT_MAX))
-        .set_response_timeout(Some(RESPONSE_MAX))
-        .set_number_of_retries(2)
-        .set_max_delay(Duration::from_millis(500));
-    let address = client.get_connection_info().addr().to_string();
-    ConnectionManager::new_with_config(client, config)
-        .await
-        .map_err(|e| format!("no Redis at {address}: {e}"))
-}
-
-async fn cluster(rest: &str) -> Result<ClusterConnection, String> {
+async fn cluster(scheme: &str, rest: &str, trust: &Trust) -> Result<ClusterConnection, String> {
     let (auth, hosts) = split_auth(rest);
     let nodes: Vec<String> = hosts
         .split(',')
-        .map(|h| format!("redis://{auth}{h}"))
+        .map(|h| format!("{scheme}://{auth}{h}"))
         .collect();
-    let client = ClusterClientBuilder::new(nodes)
+    let mut builder = ClusterClientBuilder::new(nodes)
         .connection_timeout(CONNECT_MAX)
-        .response_timeout(RESPONSE_MAX)
+        .response_timeout(RESPONSE_MAX);
+    if let Some(certificates) = trust.certificates().filter(|_| scheme == "rediss") {
+        builder = builder.certs(certificates);
+    }
+    let client = builder
         .build()
         .map_err(|e| format!("the Redis Cluster URL is malformed: {e}"))?;
     client
@@ -151,8 +239,7 @@ async fn cluster(rest: &str) -> Result<ClusterConnection, String> {
 impl ConnectionLike for Redis {
     fn req_packed_command<'a>(&'a mut self, cmd: &'a Cmd) -> RedisFuture<'a, Value> {
         match &mut self.inner {
-            Inner::Single(c) => c.req_packed_command(cmd),
-            Inner::Watched(c) => Box::pin(c.command(cmd)),
+            Inner::Followed(c) => Box::pin(c.command(cmd)),
             Inner::Cluster(c) => c.req_packed_command(cmd),
         }
     }
@@ -164,16 +251,14 @@ impl ConnectionLike for Redis {
         count: usize,
     ) -> RedisFuture<'a, Vec<Value>> {
         match &mut self.inner {
-            Inner::Single(c) => c.req_packed_commands(pipeline, offset, count),
-            Inner::Watched(c) => Box::pin(c.commands(pipeline, offset, count)),
+            Inner::Followed(c) => Box::pin(c.commands(pipeline, offset, count)),
             Inner::Cluster(c) => c.req_packed_commands(pipeline, offset, count),
         }
     }
 
     fn get_db(&self) -> i64 {
         match &self.inner {
-            Inner::Single(c) => c.get_db(),
-            Inner::Watched(c) => c.db(),
+            Inner::Followed(c) => c.db(),
             Inner::Cluster(c) => c.get_db(),
         }
     }
@@ -191,6 +276,8 @@ mod tests {
             "rediss://redis.example:6380",
             "redis+cluster://:secret@10.0.0.1:7000,10.0.0.2:7000",
             "redis+sentinel://10.0.0.1:26379,10.0.0.2:26379/tickets",
+            "rediss+sentinel://:secret@10.0.0.1:26379,10.0.0.2:26379/tickets",
+            "rediss+cluster://:secret@10.0.0.1:7000,10.0.0.2:7000",
             "redis+sentinel://ada:secret@[::1]:26379,sentinel.example/tickets/3?sentinel_password=other",
         ] {
             assert_eq!(check_url(good), Ok(()), "{good}");

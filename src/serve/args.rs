@@ -4,7 +4,12 @@ use std::{net::SocketAddr, path::PathBuf, time::Duration};
 
 use super::{gateway, payments, queue, reservations, secrets::SecretArgs, stripe_sandbox, users};
 use crate::platform::{
-    db, events::KafkaConfig, failure::Failure, redis, secret::Secret, telemetry::LogFormat,
+    db, edge,
+    events::{KafkaConfig, kafka::KafkaSecurity},
+    failure::Failure,
+    redis,
+    secret::Secret,
+    telemetry::LogFormat,
 };
 
 /// What a process is.
@@ -60,6 +65,10 @@ pub struct Args {
     #[command(flatten)]
     pub process: ProcessArgs,
     #[command(flatten)]
+    pub http: HttpArgs,
+    #[command(flatten)]
+    pub tls: edge::tls::Config,
+    #[command(flatten)]
     pub stores: StoreArgs,
     #[command(flatten)]
     pub secrets: SecretArgs,
@@ -105,15 +114,6 @@ pub struct ProcessArgs {
     /// [default: 5s; 0s with embedded stores]
     #[arg(long, env = "TICKETPING_SHUTDOWN_DELAY", value_name = "DURATION", value_parser = humantime::parse_duration)]
     pub shutdown_delay: Option<Duration>,
-    /// Open connections at most; further ones wait. Above three quarters of it, an HTTP/1.1 answer
-    /// ends its connection
-    #[arg(
-        long,
-        env = "TICKETPING_MAX_CONNECTIONS",
-        value_name = "N",
-        default_value_t = 100_000
-    )]
-    pub max_connections: usize,
     /// Where the embedded default keeps its stores and secrets
     #[arg(
         long,
@@ -145,12 +145,79 @@ pub struct ProcessArgs {
     pub otlp_endpoint: Option<url::Url>,
 }
 
+/// Bounds on what clients may take of the process.
+#[derive(Clone, Debug, clap::Args)]
+#[command(next_help_heading = "Connections")]
+pub struct HttpArgs {
+    /// Open connections at most; lowered to what the limit on open files allows. Above three
+    /// quarters of it, addresses with more than their share give way to others, but for
+    /// --trusted-proxies
+    #[arg(
+        long,
+        env = "TICKETPING_MAX_CONNECTIONS",
+        value_name = "N",
+        default_value_t = 100_000,
+        value_parser = connections
+    )]
+    pub max_connections: usize,
+    /// Time from a request's first byte to the end of its headers; later is 408
+    #[arg(long, env = "TICKETPING_HEAD_TIMEOUT", value_name = "DURATION", default_value = "15s", value_parser = timeout)]
+    pub head_timeout: Duration,
+    /// Time for a request's body after its headers; later is 408
+    #[arg(long, env = "TICKETPING_BODY_TIMEOUT", value_name = "DURATION", default_value = "15s", value_parser = timeout)]
+    pub body_timeout: Duration,
+    /// A connection without a request ends after this long; more than the longest poll interval, 60 s
+    #[arg(long, env = "TICKETPING_IDLE_TIMEOUT", value_name = "DURATION", default_value = "75s", value_parser = timeout)]
+    pub idle_timeout: Duration,
+    /// A client that reads none of its answer for this long is cut off
+    #[arg(long, env = "TICKETPING_WRITE_TIMEOUT", value_name = "DURATION", default_value = "20s", value_parser = timeout)]
+    pub write_timeout: Duration,
+    /// A client that has not read all of its answer after this long is cut off
+    #[arg(long, env = "TICKETPING_ANSWER_TIMEOUT", value_name = "DURATION", default_value = "2m", value_parser = timeout)]
+    pub answer_timeout: Duration,
+    /// An event stream ends after this long; its client connects again
+    #[arg(long, env = "TICKETPING_STREAM_TIMEOUT", value_name = "DURATION", default_value = "15m", value_parser = timeout)]
+    pub stream_timeout: Duration,
+}
+
+impl HttpArgs {
+    /// The same, as the listener takes them.
+    pub fn limits(&self) -> edge::Limits {
+        edge::Limits {
+            connections_max: self.max_connections,
+            head: self.head_timeout,
+            body: self.body_timeout,
+            idle: self.idle_timeout,
+            write: self.write_timeout,
+            answer: self.answer_timeout,
+            stream: self.stream_timeout,
+            ..edge::Limits::default()
+        }
+    }
+}
+
+fn connections(given: &str) -> Result<usize, String> {
+    match given.parse() {
+        Ok(0) | Err(_) => Err("want a whole number above 0".to_owned()),
+        Ok(number) => Ok(number),
+    }
+}
+
+/// A limit on time: not zero, and not longer than a connection lives.
+fn timeout(given: &str) -> Result<Duration, String> {
+    let time = humantime::parse_duration(given).map_err(|e| e.to_string())?;
+    let fits = (Duration::from_millis(10)..=Duration::from_secs(3600)).contains(&time);
+    fits.then_some(time)
+        .ok_or_else(|| "want 10ms to 1h".to_owned())
+}
+
 /// The real stores, where they are not embedded.
 #[derive(Clone, Debug, clap::Args)]
 #[command(next_help_heading = "Stores")]
 pub struct StoreArgs {
-    /// Redis of the waiting room and the seats: redis://[:password@]host:port[/db], rediss://…,
-    /// redis+cluster://host:port,host:port, or redis+sentinel://host:port,host:port/service[/db]
+    /// Redis of the waiting room and the seats: redis://[:password@]host:port[/db],
+    /// redis+cluster://host:port,host:port, or redis+sentinel://host:port,host:port/service[/db];
+    /// with rediss in place of redis, TLS
     /// [default: embedded, with `serve all`]
     #[arg(
         long,
@@ -159,6 +226,10 @@ pub struct StoreArgs {
         value_name = "URL"
     )]
     pub redis_url: Option<Secret>,
+    /// PEM file of the certificate authorities that Redis servers and Sentinels are checked against,
+    /// where the URL begins with rediss [default: the public ones]
+    #[arg(long, env = "TICKETPING_REDIS_CA", value_name = "FILE")]
+    pub redis_ca: Option<PathBuf>,
     /// In front of every Redis key, so that several installations can share one Redis
     #[arg(
         long,
@@ -206,6 +277,18 @@ pub struct StoreArgs {
         value_parser = kafka_prefix
     )]
     pub kafka_prefix: String,
+    /// Copies of each Kafka topic that is made here; with three or more, two must have a message
+    /// before it counts as written. 0: three, or as many as there are brokers
+    #[arg(
+        long,
+        env = "TICKETPING_KAFKA_REPLICATION",
+        value_name = "N",
+        default_value_t = 0,
+        value_parser = clap::value_parser!(i32).range(0..=32)
+    )]
+    pub kafka_replication: i32,
+    #[command(flatten)]
+    pub kafka_security: KafkaSecurity,
 }
 
 /// A server's URL.
@@ -246,6 +329,21 @@ impl StoreArgs {
     /// When it is missing; names the flag.
     pub fn redis(&self) -> Result<&str, Failure> {
         needed(&self.redis_url, "--redis-url", "TICKETPING_REDIS_URL")
+    }
+
+    /// What Redis servers that speak TLS are checked against.
+    ///
+    /// # Errors
+    /// Names the file, and what is wrong with it.
+    pub fn redis_trust(&self) -> Result<redis::Trust, Failure> {
+        let Some(file) = &self.redis_ca else {
+            return Ok(redis::Trust::default());
+        };
+        let fail = |e: &dyn std::fmt::Display| {
+            Failure::Usage(format!("--redis-ca {}: {e}", file.display()))
+        };
+        let pem = std::fs::read(file).map_err(|e| fail(&e))?;
+        redis::Trust::only(&pem).map_err(|e| fail(&e))
     }
 
     /// The database URL of a role on its own.

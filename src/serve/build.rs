@@ -184,8 +184,11 @@ impl Build {
     pub(super) async fn redis(&self) -> Result<Redis, Failure> {
         let url = self.args.stores.redis()?;
         redis::check_url(url).map_err(Failure::Usage)?;
+        let trust = self.args.stores.redis_trust()?;
         self.wait_for("Redis", async || {
-            Redis::connect(url).await.map_err(db::StartError::Away)
+            Redis::connect_trusting(url, trust.clone())
+                .await
+                .map_err(db::StartError::Away)
         })
         .await
     }

@@ -1,7 +1,7 @@
 //! The embedded default: `serve all` with nothing configured brings its own
 //! stores, makes its own secrets and tells the other subcommands where it is.
 
-use std::{path::PathBuf, time::Duration};
+use std::{io::Write, path::PathBuf, time::Duration};
 
 use uuid::Uuid;
 
@@ -67,7 +67,7 @@ impl Embedded {
     pub(super) async fn announce(
         &self,
         build: &Build,
-        url: &str,
+        (url, local_url): (&str, Option<String>),
         ops_url: &str,
         tasks: &Tasks,
     ) -> Result<(), Failure> {
@@ -77,6 +77,7 @@ impl Embedded {
         let stores = &build.args.stores;
         let served = Served {
             url: url.to_owned(),
+            local_url,
             ops_url: ops_url.to_owned(),
             stripe_url: build.stripe_url.clone(),
             redis_url: stores.redis()?.to_owned(),
@@ -130,7 +131,9 @@ impl Embedded {
         } else {
             format!("the sandbox at {}", build.stripe_url)
         };
-        println!(
+        // A closed stdout is no reason to end: the greeting is for whoever looks.
+        let _ = writeln!(
+            std::io::stdout(),
             "Ticketping is open.\n\
              \n  page and API   {url}/   ({url}/openapi.json)\
              \n  operations     {ops_url}/metrics · /readyz · /livez\

@@ -5,6 +5,7 @@
 //! roles live in one process.
 
 pub mod args;
+mod bounds;
 mod build;
 mod embedded;
 pub mod gateway;
@@ -33,13 +34,14 @@ use tokio_util::sync::CancellationToken;
 pub use self::args::Args;
 use self::{
     args::Role,
+    bounds::Bounds,
     build::Build,
     embedded::Embedded,
     ops::Ops,
     stop::{Stop, TASKS_STOP_MAX},
 };
 use crate::platform::{
-    edge::{self, Edge, FastPath, Handler, Limits, stats::HttpStats},
+    edge::{self, Edge, FastPath, Handler, Limits, Options, stats::HttpStats},
     failure::Failure,
     metrics::Metrics,
     readiness::Readiness,
@@ -64,6 +66,9 @@ struct Served {
 struct Listeners {
     http: TcpListener,
     sandbox: Option<TcpListener>,
+    /// Plain HTTP for this machine alone, where `http` speaks TLS: for the sandbox and for the
+    /// other subcommands, which do not know the certificate's name or authority.
+    local: Option<TcpListener>,
 }
 
 /// Runs a role until SIGINT or SIGTERM.
@@ -82,10 +87,11 @@ pub async fn run(args: Args) -> Result<(), Failure> {
 
 async fn run_logged(mut args: Args) -> Result<(), Failure> {
     args.stores.check()?;
+    let bounds = Bounds::new(&args)?;
     let (listeners, ops) = listen(&args).await?;
     let embedded = Embedded::start(&mut args).await?;
     let outcome = tokio::select! {
-        outcome = serve(args, listeners, ops, embedded.as_ref()) => outcome,
+        outcome = serve(args, bounds, (listeners, ops), embedded.as_ref()) => outcome,
         () = second_signal() => Err(Failure::Failed("stopped at once, on a second signal".into())),
     };
     if let Some(embedded) = embedded {
@@ -109,21 +115,28 @@ async fn listen(args: &Args) -> Result<(Listeners, TcpListener), Failure> {
     } else {
         None
     };
-    Ok((Listeners { http, sandbox }, ops))
+    let local = if args.role == Role::All && args.tls.tls_cert.is_some() {
+        let any = std::net::SocketAddr::from(([127, 0, 0, 1], 0));
+        Some(edge::bind("--listen", any).await?)
+    } else {
+        None
+    };
+    let listeners = Listeners {
+        http,
+        sandbox,
+        local,
+    };
+    Ok((listeners, ops))
 }
 
 async fn serve(
     args: Args,
-    listeners: Listeners,
-    ops: TcpListener,
+    bounds: Bounds,
+    (listeners, ops): (Listeners, TcpListener),
     embedded: Option<&Embedded>,
 ) -> Result<(), Failure> {
     let tasks = Tasks::new();
     let role = args.role;
-    let limits = Limits {
-        connections_max: args.process.max_connections,
-        ..Limits::default()
-    };
     let delay = match embedded {
         Some(_) => Duration::ZERO,
         None => SHUTDOWN_DELAY,
@@ -131,6 +144,7 @@ async fn serve(
     let metrics = Metrics::default();
     tasks::register(&metrics);
     telemetry::register(&metrics);
+    bounds.register(&metrics);
     let readiness = Readiness::new(&metrics);
     let ops_url = url_of(&ops)?;
     let stop = Stop {
@@ -145,7 +159,7 @@ async fn serve(
     let router = ops::router(Ops::new(metrics.clone(), readiness.clone()));
     let quiet = Metrics::default();
     let ops_edge = Edge::new(router, None, &quiet, Arc::default());
-    spawn_listener("ops", ops, ops_edge, limits, &stop.ops)?;
+    spawn_listener("ops", ops, ops_edge, bounds.ops.clone(), &stop.ops)?;
     let built = tokio::select! {
         built = roles::build(args, &tasks, &listeners, metrics, readiness.clone()) => built,
         () = signal() => {
@@ -160,14 +174,19 @@ async fn serve(
             return Err(failure);
         }
     };
-    let url = url_of(&listeners.http)?;
+    let mut url = url_of(&listeners.http)?;
+    if bounds.http.1.tls.is_some() {
+        url = url.replacen("http", "https", 1);
+    }
+    let local_url = listeners.local.as_ref().map(url_of).transpose()?;
+    let (limits, _) = bounds.http;
     let checks = std::mem::take(&mut served.build.checks);
     readiness.follow(checks, &tasks).await;
     let leaving = stop.leaving.clone();
-    tasks_of_servers(&mut served, listeners, limits, role, leaving, &stop.api)?;
+    tasks_of_servers(&mut served, listeners, bounds, role, leaving, &stop.api)?;
     if let Some(embedded) = embedded {
         embedded
-            .announce(&served.build, &url, &ops_url, &tasks)
+            .announce(&served.build, (&url, local_url), &ops_url, &tasks)
             .await?;
     }
     readiness.serving();
@@ -192,7 +211,7 @@ fn trust_of(role: Role) -> Option<Trust> {
 fn tasks_of_servers(
     served: &mut Served,
     listeners: Listeners,
-    limits: Limits,
+    bounds: Bounds,
     role: Role,
     leaving: CancellationToken,
     api: &Tasks,
@@ -205,10 +224,23 @@ fn tasks_of_servers(
     )
     .traced(trust_of(role))
     .leaving(leaving);
-    spawn_listener("http", listeners.http, edge, limits, api)?;
+    if let Some(tls) = bounds.http.1.tls.clone() {
+        let stop = api.token();
+        api.spawn("tls", move || tls.clone().follow(stop.clone()));
+    }
+    if let Some(listener) = listeners.local {
+        spawn_listener(
+            "http-local",
+            listener,
+            edge.clone(),
+            bounds.local.clone(),
+            api,
+        )?;
+    }
+    spawn_listener("http", listeners.http, edge, bounds.http, api)?;
     if let (Some(listener), Some(sandbox)) = (listeners.sandbox, served.build.sandbox.take()) {
         let edge = Edge::new(sandbox, None, &Metrics::default(), Arc::default());
-        spawn_listener("stripe-sandbox", listener, edge, limits, api)?;
+        spawn_listener("stripe-sandbox", listener, edge, bounds.local, api)?;
     }
     Ok(())
 }
@@ -219,7 +251,7 @@ fn spawn_listener<H: Handler>(
     name: &'static str,
     listener: TcpListener,
     edge: Edge<H>,
-    limits: Limits,
+    (limits, options): (Limits, Options),
     tasks: &Tasks,
 ) -> Result<(), Failure> {
     let socket = listener
@@ -229,6 +261,7 @@ fn spawn_listener<H: Handler>(
     let token = tasks.token();
     tasks.spawn(name, move || {
         let (socket, edge, stop) = (socket.clone(), edge.clone(), token.clone());
+        let options = options.clone();
         async move {
             let again = |socket: &Mutex<Option<std::net::TcpListener>>| {
                 let socket = socket.lock().unwrap_or_else(PoisonError::into_inner);
@@ -242,7 +275,7 @@ fn spawn_listener<H: Handler>(
                         // The copy would keep the port open while connections drain.
                         drop(socket.lock().unwrap_or_else(PoisonError::into_inner).take());
                     };
-                    let served = edge::serve(listener, edge, limits, stop.clone());
+                    let served = edge::serve_with(listener, edge, limits, options, stop.clone());
                     tokio::join!(served, close);
                 }
                 Some(Err(error)) => tracing::error!(%error, "cannot serve {name} again now"),

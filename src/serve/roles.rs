@@ -1,6 +1,6 @@
 //! Builds each role with what it needs.
 
-use std::sync::Arc;
+use std::{io::Write, sync::Arc};
 
 use axum::Router;
 use utoipa::openapi::OpenApi;
@@ -39,7 +39,8 @@ pub(super) async fn build(
     seed_demo(&build).await?;
     if let Some(listener) = &listeners.sandbox {
         build.stripe_url = url_of(listener)?;
-        let webhook = format!("{}/api/v1/payments/webhook", url_of(&listeners.http)?);
+        let here = listeners.local.as_ref().unwrap_or(&listeners.http);
+        let webhook = format!("{}/api/v1/payments/webhook", url_of(here)?);
         add_sandbox(&mut build, Some(webhook)).await?;
     } else if build.args.role == Role::StripeSandbox {
         add_sandbox(&mut build, None).await?;
@@ -92,7 +93,8 @@ async fn seed_demo(build: &Build) -> Result<(), Failure> {
     };
     let database = build.args.stores.database()?;
     let summary = ensure_demo(database, &build.args.process.data_dir, signer).await?;
-    print!("{}", summary.text());
+    // A closed stdout is no reason to end.
+    let _ = std::io::stdout().write_all(summary.text().as_bytes());
     Ok(())
 }
 
@@ -185,7 +187,7 @@ async fn add_payments(build: &mut Build, verifier: &Verifier) -> Result<(), Fail
     build.subscriptions.extend(payments::subscriptions(&state));
     build.watches.push(state.events().clone());
     let (router, _) = split(payments::router(state.clone()));
-    let router = router.merge(build.alarms(state.alarms()));
+    let router = router.merge(build.alarms(&state.alarms()));
     let ready = check(&state, |s| async move { payments::ready(&s).await });
     build.add(RoleName::Payments, router, ready);
     Ok(())
@@ -209,6 +211,7 @@ async fn add_reservations(build: &mut Build, verifier: &Verifier) -> Result<(), 
         secret: build.internal.clone(),
         performances: build.upstream(RoleName::Performances)?,
         payments: build.upstream(RoleName::Payments)?,
+        queue: build.upstream(RoleName::Queue)?,
         metrics: build.metrics.clone(),
     };
     let state = reservations::Reservations::new(build.args.reservations.clone(), deps);
@@ -294,6 +297,10 @@ fn start_events(build: &mut Build) -> Result<(), Failure> {
     let bus = match &build.args.stores.kafka_brokers {
         Some(brokers) => Bus::Kafka(KafkaConfig {
             prefix: build.args.stores.kafka_prefix.clone(),
+            replication: build.args.stores.kafka_replication,
+            security: (build.args.stores.kafka_security.clone())
+                .complete()
+                .map_err(Failure::Usage)?,
             ..KafkaConfig::new(brokers)
         }),
         None if build.args.role == Role::All => Bus::Local,

@@ -38,7 +38,9 @@ pub struct SecretArgs {
     /// A file with the key before it, whose tokens are still accepted during a rotation
     #[arg(long, env = "TICKETPING_JWT_PREVIOUS_KEY_FILE", value_name = "FILE")]
     pub jwt_previous_key_file: Option<PathBuf>,
-    /// Seals places in the queue: `id:hex` pairs of 32 bytes, commas between, the newest first
+    /// Seals places in the queue: `id:secret` pairs, commas between; the first seals, all open. To rotate, restart every
+    /// process three times: with the new pair behind the old one, with the two swapped, and, when nobody holds an
+    /// older token any more, without the old one
     /// (`echo 1:$(openssl rand -hex 32)`)
     #[arg(
         long,

@@ -44,8 +44,11 @@ pub enum Source {
 }
 
 #[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
 struct Runtime {
     url: String,
+    /// Plain HTTP for this machine, where `url` is HTTPS.
+    local_url: Option<String>,
 }
 
 impl Source {
@@ -62,7 +65,8 @@ impl Source {
                 })?;
                 let runtime: Runtime = serde_json::from_str(&text)
                     .with_context(|| format!("{} is damaged", path.display()))?;
-                Ok(runtime.url.trim_end_matches('/').to_owned())
+                let url = runtime.local_url.unwrap_or(runtime.url);
+                Ok(url.trim_end_matches('/').to_owned())
             }
         }
     }

@@ -10,8 +10,10 @@
 mod harness;
 
 mod booking;
+mod books;
 mod chaos;
 mod compose;
+mod edge;
 mod embedded;
 mod events;
 mod external_services;

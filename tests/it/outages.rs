@@ -227,6 +227,9 @@ async fn audited(server: &Server) {
         stripe: Some((server.sale.stripe.base.clone(), Secret::new(&*key))),
         wait: Duration::from_secs(15),
         young: Duration::ZERO,
+        since: None,
+        statement_timeout: Duration::from_secs(30),
+        progress: false,
     };
     let report = audit::run_checks(&config).await.unwrap();
     assert!(report.ok(), "{}\n{}", report.text(), server.log());

@@ -9,7 +9,7 @@ use uuid::Uuid;
 use super::Check;
 use crate::{
     platform::redis::Redis,
-    serve::reservations::{SCHEMA, scripts::Keys, settle, store},
+    serve::reservations::{scripts::Keys, settle, store},
 };
 
 const SEATS: (&str, &str) = (
@@ -44,6 +44,8 @@ struct Found {
 
 pub(super) async fn checks(
     pool: &PgPool,
+    // In the schema of reservations, by the role's own reading.
+    orders: &PgPool,
     redis: Option<&Redis>,
     prefix: &str,
 ) -> Result<Vec<Check>, String> {
@@ -59,7 +61,9 @@ pub(super) async fn checks(
         .map_err(|e| format!("Redis: {e}"))?;
     let mut found = Found::default();
     for performance in &performances {
-        found.compare(pool, redis, prefix, *performance).await?;
+        found
+            .compare((pool, orders), redis, prefix, *performance)
+            .await?;
     }
     let count = performances.len() as u64;
     Ok(vec![
@@ -82,7 +86,7 @@ async fn live(redis: &Redis, prefix: &str) -> Result<Vec<Uuid>, redis::RedisErro
 impl Found {
     async fn compare(
         &mut self,
-        pool: &PgPool,
+        (pool, orders): (&PgPool, &PgPool),
         redis: &Redis,
         prefix: &str,
         performance: Uuid,
@@ -92,7 +96,7 @@ impl Found {
             .await
             .map_err(|e| format!("PostgreSQL: {e}"))?;
         let ids: Vec<Uuid> = schedules.iter().map(|(id, _)| *id).collect();
-        let live = live_orders(pool, performance)
+        let live = store::live_of(orders, performance)
             .await
             .map_err(|e| format!("PostgreSQL: {e}"))?;
         let away = |e: redis::RedisError| format!("Redis: {e}");
@@ -183,18 +187,4 @@ async fn schedules(pool: &PgPool, performance: Uuid) -> sqlx::Result<Vec<(Uuid, 
     rows.iter()
         .map(|row| Ok((row.try_get(0)?, row.try_get(1)?)))
         .collect()
-}
-
-/// By the role's own reading, in its own schema.
-async fn live_orders(pool: &PgPool, performance: Uuid) -> sqlx::Result<Vec<store::Order>> {
-    let options = (*pool.connect_options())
-        .clone()
-        .options([("search_path", SCHEMA)]);
-    let own = sqlx::postgres::PgPoolOptions::new()
-        .max_connections(1)
-        .connect_with(options)
-        .await?;
-    let live = store::live_of(&own, performance).await;
-    own.close().await;
-    live
 }

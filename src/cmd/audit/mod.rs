@@ -2,7 +2,7 @@
 //! Stripe's side, and changes nothing.
 //!
 //! What is still on its way (an event between two roles, a refund that Stripe is
-//! asked for) is no breach while it is young; `--wait` gives it time.
+//! asked for) is no breach within the grace period; `--timeout` gives it time.
 
 mod books;
 mod live;
@@ -10,9 +10,11 @@ mod stripe;
 
 use std::{
     path::{Path, PathBuf},
-    time::Duration,
+    sync::{Mutex, PoisonError},
+    time::{Duration, Instant},
 };
 
+use chrono::{DateTime, Utc};
 use serde::Serialize;
 use sqlx::PgPool;
 
@@ -24,13 +26,23 @@ use crate::{
         redis::{self, Redis},
         secret::Secret,
     },
-    serve::secrets::Kept,
+    serve::{reservations, secrets::Kept},
 };
 
 /// Rows named for each check; the count says how many there are.
 const NAMED_MAX: usize = 20;
 /// What is younger than this may still be on its way, unless the caller knows better.
 const YOUNG: Duration = Duration::from_secs(60);
+/// The queries are about stretches of some thousand rows.
+const STATEMENT_TIMEOUT: Duration = Duration::from_secs(30);
+/// Every query is about a stretch of an index. Whatever the planner believes, it must not read a
+/// whole table for one of a thousand stretches.
+const BY_INDEX: &str = "set enable_seqscan to off; set enable_hashjoin to off;
+    set enable_mergejoin to off; set enable_bitmapscan to off";
+/// Between two lines about how far it is.
+const PROGRESS_EVERY: Duration = Duration::from_secs(2);
+/// Where Stripe is, when only its key is given.
+const STRIPE: &str = "https://api.stripe.com";
 /// Between two looks while waiting for the books to come to rest.
 const LOOK_EVERY: Duration = Duration::from_millis(500);
 
@@ -66,10 +78,10 @@ pub struct Args {
     /// What Redis keys begin with [default: as the embedded server says; else tp]
     #[arg(long, env = "TICKETPING_REDIS_PREFIX", value_name = "PREFIX")]
     pub redis_prefix: Option<String>,
-    /// The Stripe sandbox, whose ledger is compared with the payments
+    /// Where Stripe is [default: the embedded server's sandbox; else Stripe itself]
     #[arg(long, env = "TICKETPING_STRIPE_URL", value_name = "URL")]
     pub stripe_url: Option<String>,
-    /// The sandbox's secret key
+    /// Stripe's secret key, or a restricted one that may read payment intents, charges and refunds. Without it, Stripe's record is not compared
     #[arg(
         long,
         env = "STRIPE_SECRET_KEY",
@@ -77,12 +89,18 @@ pub struct Args {
         value_name = "KEY"
     )]
     pub stripe_secret_key: Option<Secret>,
-    /// How long what is on its way may take to arrive
-    #[arg(long, value_name = "DURATION", default_value = "5s", value_parser = humantime::parse_duration)]
+    /// Compare only orders, payments and Stripe's intents created since then (RFC 3339, such as 2026-11-26T00:00:00Z) [default: all]
+    #[arg(long, value_name = "TIME")]
+    pub since: Option<DateTime<Utc>>,
+    /// Check again for so long while a check fails: what is on its way may arrive (such as 30s)
+    #[arg(long = "timeout", alias = "wait", value_name = "DURATION", default_value = "5s", value_parser = humantime::parse_duration)]
     pub wait: Duration,
-    /// What is younger may still be on its way between two roles, and is no breach yet
-    #[arg(long, value_name = "DURATION", default_value = "1m", value_parser = humantime::parse_duration)]
+    /// What is younger may still be on its way between two roles, and is no breach yet (such as 1m)
+    #[arg(long = "grace-period", alias = "young", value_name = "DURATION", default_value = "1m", value_parser = humantime::parse_duration)]
     pub young: Duration,
+    /// A query that takes longer ends the audit (such as 30s)
+    #[arg(long, value_name = "DURATION", default_value = "30s", value_parser = humantime::parse_duration)]
+    pub statement_timeout: Duration,
     /// Print the report as JSON
     #[arg(long)]
     pub json: bool,
@@ -97,13 +115,43 @@ pub struct Config {
     pub redis_url: Option<String>,
     /// In front of its keys.
     pub redis_prefix: String,
-    /// The Stripe sandbox and its secret key; without it Stripe's side is not compared.
+    /// Stripe or its sandbox, and the secret key; without it Stripe's side is not compared.
     pub stripe: Option<(String, Secret)>,
     /// How long to look again before a breach counts.
     pub wait: Duration,
     /// What is younger may still be on its way, and is no breach. Whole seconds; zero where
     /// everything is known to have come to rest.
     pub young: Duration,
+    /// Only what was created since then.
+    pub since: Option<DateTime<Utc>>,
+    /// A query that takes longer ends the audit.
+    pub statement_timeout: Duration,
+    /// Tell on standard error how far it is, when it takes long.
+    pub progress: bool,
+}
+
+/// How far an audit is, for somebody who waits.
+pub(super) struct Progress {
+    on: bool,
+    last: Mutex<Instant>,
+}
+
+impl Progress {
+    fn new(on: bool) -> Self {
+        Self {
+            on,
+            last: Mutex::new(Instant::now()),
+        }
+    }
+
+    /// Says it every two seconds.
+    pub(super) fn tell(&self, what: impl FnOnce() -> String) {
+        let mut last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
+        if self.on && last.elapsed() >= PROGRESS_EVERY {
+            *last = Instant::now();
+            eprintln!("audit: {}", what());
+        }
+    }
 }
 
 /// One question to the books.
@@ -214,7 +262,9 @@ pub async fn run(args: Args) -> Result<u8, Failure> {
 
 impl Args {
     fn config(self) -> Result<Config, Failure> {
-        let stripe = self.stripe_url.zip(self.stripe_secret_key);
+        let url = self.stripe_url;
+        let stripe =
+            (self.stripe_secret_key).map(|key| (url.unwrap_or_else(|| STRIPE.to_owned()), key));
         let redis_url = self.redis_url.map(|u| u.expose().to_owned());
         if let Some(url) = self.database_url {
             return Ok(Config {
@@ -226,6 +276,9 @@ impl Args {
                 stripe,
                 wait: self.wait,
                 young: self.young,
+                since: self.since,
+                statement_timeout: self.statement_timeout,
+                progress: true,
             });
         }
         let found = Config::of_running(&self.data_dir, self.wait)?;
@@ -234,6 +287,9 @@ impl Args {
             redis_prefix: self.redis_prefix.unwrap_or(found.redis_prefix),
             stripe: stripe.or(found.stripe),
             young: self.young,
+            since: self.since,
+            statement_timeout: self.statement_timeout,
+            progress: true,
             ..found
         })
     }
@@ -266,6 +322,9 @@ impl Config {
             stripe,
             wait,
             young: YOUNG,
+            since: None,
+            statement_timeout: STATEMENT_TIMEOUT,
+            progress: false,
         })
     }
 }
@@ -275,28 +334,39 @@ impl Config {
 /// # Errors
 /// When a store cannot be read.
 pub async fn run_checks(config: &Config) -> Result<Report, String> {
-    let pool = db::pool(&config.database_url, "public", 2)?;
+    let timeout_ms = config.statement_timeout.as_millis().max(1);
+    let more = format!("set statement_timeout to {timeout_ms};{BY_INDEX}");
+    let pool = db::pool_with(&config.database_url, "public", 2, more)?;
+    let orders = db::pool(&config.database_url, reservations::SCHEMA, 1)?;
     let redis = match &config.redis_url {
         Some(url) => Some(Redis::connect(url).await?),
         None => None,
     };
     let until = tokio::time::Instant::now() + config.wait;
     let report = loop {
-        let report = look(config, &pool, redis.as_ref()).await?;
+        let report = look(config, &pool, &orders, redis.as_ref()).await?;
         if report.ok() || tokio::time::Instant::now() >= until {
             break report;
         }
         tokio::time::sleep(LOOK_EVERY).await;
     };
     pool.close().await;
+    orders.close().await;
     Ok(report)
 }
 
-async fn look(config: &Config, pool: &PgPool, redis: Option<&Redis>) -> Result<Report, String> {
-    let mut checks = books::checks(pool, config.young)
+async fn look(
+    config: &Config,
+    pool: &PgPool,
+    orders: &PgPool,
+    redis: Option<&Redis>,
+) -> Result<Report, String> {
+    let progress = Progress::new(config.progress);
+    let mut checks = books::checks(pool, config.young, config.since, &progress)
         .await
         .map_err(|e| format!("PostgreSQL: {e}"))?;
-    checks.extend(live::checks(pool, redis, &config.redis_prefix).await?);
-    checks.push(stripe::check(pool, config.stripe.as_ref(), config.young).await?);
+    checks.extend(live::checks(pool, orders, redis, &config.redis_prefix).await?);
+    let stripe = config.stripe.as_ref();
+    checks.push(stripe::check(pool, stripe, config.young, config.since, &progress).await?);
     Ok(Report { checks })
 }

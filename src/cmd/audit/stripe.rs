@@ -1,40 +1,37 @@
-//! Stripe's side: the sandbox's ledger line by line against the payments.
+//! Stripe's record, read through its API as anybody may who has the secret key: every intent of
+//! this installation against the payments. Read-only and paced; a page that does not come is
+//! asked for again, and the scan goes on where it was.
 
-use std::{collections::HashMap, time::Duration};
+use std::{
+    collections::HashSet,
+    hash::{BuildHasher, RandomState},
+    time::Duration,
+};
 
-use axum::body::Body;
-use http::{Request, header};
-use http_body_util::BodyExt;
-use serde::Deserialize;
+use chrono::{DateTime, Utc};
 use sqlx::{PgPool, Row};
+use uuid::Uuid;
 
-use super::Check;
-use crate::platform::{
-    secret::Secret,
-    upstream::{HttpClient, http_client},
+use super::{Check, Progress, books::STRETCH};
+use crate::{
+    platform::secret::Secret,
+    serve::payments::{ListedIntent, Page, PaymentMethods, Stretch, Stripe, StripeFailure},
 };
 
 const NAME: &str = "stripeAgrees";
 const CLAIM: &str = "what Stripe captured and gave back is what payments says";
-
-#[derive(Deserialize)]
-struct Page {
-    data: Vec<Line>,
-    next: Option<i64>,
-}
-
-#[derive(Deserialize)]
-struct Line {
-    id: String,
-    created: i64,
-    captured: i64,
-    refunded: i64,
-}
+/// Between two pages: some ten a second leave the account's budget to the buyers.
+const PACE: Duration = Duration::from_millis(100);
+/// A page is asked for so often, with pauses of 1, 2, 4, 8 seconds.
+const TRIES: u32 = 5;
 
 struct Paid {
-    id: String,
+    id: Uuid,
+    intent: Option<String>,
     state: String,
-    amount: i64,
+    /// What it captured, as payments knows it.
+    captured: i64,
+    /// Given back, or on its way.
     refunded: i64,
 }
 
@@ -42,132 +39,200 @@ pub(super) async fn check(
     pool: &PgPool,
     stripe: Option<&(String, Secret)>,
     young: Duration,
+    since: Option<DateTime<Utc>>,
+    progress: &Progress,
 ) -> Result<Check, String> {
     let Some((url, key)) = stripe else {
-        return Ok(Check::skipped(NAME, CLAIM, "no Stripe sandbox was named"));
+        let why = "no key of Stripe was given (STRIPE_SECRET_KEY)";
+        return Ok(Check::skipped(NAME, CLAIM, why));
     };
-    let lines = match ledger(url, key).await {
-        Ok(Some(lines)) => lines,
-        Ok(None) => {
-            return Ok(Check::skipped(
-                NAME,
-                CLAIM,
-                format!("{url} keeps no ledger to compare with"),
-            ));
-        }
-        Err(e) => return Err(format!("the Stripe sandbox at {url}: {e}")),
+    let away = |e: StripeFailure| format!("Stripe at {url}: {e}");
+    let books = |e: sqlx::Error| format!("PostgreSQL: {e}");
+    let installation: Option<Uuid> =
+        sqlx::query_scalar("select id from payments.installation limit 1")
+            .fetch_optional(pool)
+            .await
+            .map_err(books)?;
+    let mut scan = Scan {
+        pool,
+        // Behind the calls of buyers, within Stripe's documented limits.
+        stripe: Stripe::new(url, key, None, PaymentMethods::default())?.background(),
+        installation: installation.map(|id| id.to_string()).unwrap_or_default(),
+        // A payment may just have been captured, its webhook on its way.
+        young: (Utc::now() - young).timestamp(),
+        looked_at: 0,
+        rows: Vec::new(),
+        hasher: RandomState::new(),
+        seen: HashSet::new(),
     };
-    let mut payments = payments(pool)
-        .await
-        .map_err(|e| format!("PostgreSQL: {e}"))?;
-    // A payment may just have been captured, its webhook on its way.
-    let young = chrono::Utc::now() - young;
-    let mut rows = Vec::new();
-    for line in &lines {
-        let ours = payments.remove(&line.id);
-        let breach = match &ours {
-            None if line.captured == 0 => None,
-            None => Some(format!(
-                "{}: captured {}, and payments does not know it",
-                line.id, line.captured
-            )),
-            Some(p) => differs(line, p),
-        };
-        if let Some(breach) = breach.filter(|_| {
-            line.created < young.timestamp()
-                || ours.as_ref().is_some_and(|p| p.state == "SUCCEEDED")
-        }) {
-            rows.push(breach);
-        }
-    }
-    let unknown = payments.into_iter().filter(|(_, p)| p.state == "SUCCEEDED");
-    rows.extend(unknown.map(|(intent, p)| {
-        format!(
-            "payment {}: SUCCEEDED by {intent}, which Stripe does not know",
-            p.id
-        )
-    }));
-    Ok(Check::new(NAME, CLAIM, lines.len() as u64, rows))
-}
-
-fn differs(line: &Line, p: &Paid) -> Option<String> {
-    let captured = if p.state == "SUCCEEDED" { p.amount } else { 0 };
-    if line.captured == captured && line.refunded == p.refunded && line.refunded <= line.captured {
-        return None;
-    }
-    Some(format!(
-        "{} (payment {}, {}): Stripe captured {} and gave back {}; payments says {captured} and {}",
-        line.id, p.id, p.state, line.captured, line.refunded, p.refunded
-    ))
-}
-
-async fn payments(pool: &PgPool) -> sqlx::Result<HashMap<String, Paid>> {
-    let rows = sqlx::query(
-        "select p.intent_id, p.id::text as id, p.state, p.amount,
-             greatest(p.refunded_amount, coalesce(
-                 (select r.amount from payments.refunds r where r.payment_id = p.id and r.state = 'SUCCEEDED'), 0)) as refunded
-         from payments.payments p where p.intent_id is not null",
-    )
-    .fetch_all(pool)
-    .await?;
-    rows.iter()
-        .map(|row| {
-            let paid = Paid {
-                id: row.try_get("id")?,
-                state: row.try_get("state")?,
-                amount: row.try_get("amount")?,
-                refunded: row.try_get("refunded")?,
-            };
-            Ok((row.try_get("intent_id")?, paid))
-        })
-        .collect()
-}
-
-/// `None`: this is no sandbox of ours.
-async fn ledger(url: &str, key: &Secret) -> Result<Option<Vec<Line>>, String> {
-    let client = http_client();
-    let mut lines = Vec::new();
-    let mut after = 0;
+    let begun = Utc::now();
+    let mut stretch = Stretch {
+        from: since.map(|since| since.timestamp()),
+        ..Stretch::default()
+    };
     loop {
-        let Some(page) = page(&client, url, key, after).await? else {
-            return Ok(None);
-        };
-        lines.extend(page.data);
-        match page.next {
-            Some(next) => after = next,
-            None => return Ok(Some(lines)),
+        let page = scan.page(&stretch).await.map_err(away)?;
+        scan.compare(&page.items).await?;
+        progress.tell(|| format!("{} intents of Stripe's", scan.looked_at));
+        match page.items.last().filter(|_| page.more) {
+            Some(last) => stretch.after = Some(last.id.clone()),
+            None => break,
         }
+        tokio::time::sleep(PACE).await;
     }
+    scan.unknown_to_stripe(since, begun).await.map_err(books)?;
+    Ok(Check::new(NAME, CLAIM, scan.looked_at, scan.rows))
 }
 
-async fn page(
-    client: &HttpClient,
-    url: &str,
-    key: &Secret,
-    after: i64,
-) -> Result<Option<Page>, String> {
-    let request = Request::get(format!(
-        "{}/_sandbox/ledger?after={after}",
-        url.trim_end_matches('/')
-    ))
-    .header(header::AUTHORIZATION, format!("Bearer {}", key.expose()))
-    .body(Body::empty())
-    .map_err(|e| e.to_string())?;
-    let answer = client.request(request).await.map_err(|e| e.to_string())?;
-    let status = answer.status();
-    let body = answer
-        .into_body()
-        .collect()
-        .await
-        .map_err(|e| e.to_string())?
-        .to_bytes();
-    if status == http::StatusCode::NOT_FOUND {
-        return Ok(None);
+struct Scan<'a> {
+    pool: &'a PgPool,
+    stripe: Stripe,
+    installation: String,
+    young: i64,
+    looked_at: u64,
+    rows: Vec<String>,
+    hasher: RandomState,
+    /// Hashes of the intents that were listed: eight bytes each.
+    seen: HashSet<u64>,
+}
+
+impl Scan<'_> {
+    async fn page(&self, stretch: &Stretch) -> Result<Page<ListedIntent>, StripeFailure> {
+        let mut tried = 1;
+        loop {
+            match self.stripe.list_intents(stretch).await {
+                Err(StripeFailure::Unknown(_)) if tried < TRIES => {
+                    tokio::time::sleep(Duration::from_secs(1 << (tried - 1))).await;
+                    tried += 1;
+                }
+                answer => return answer,
+            }
+        }
     }
-    if !status.is_success() {
-        return Err(format!("its ledger answered {status}"));
+
+    async fn compare(&mut self, listed: &[ListedIntent]) -> Result<(), String> {
+        let books = |e: sqlx::Error| format!("PostgreSQL: {e}");
+        let payments = self.payments(listed).await.map_err(books)?;
+        for intent in listed {
+            self.seen.insert(self.hasher.hash_one(&intent.id));
+            let known = (payments.iter()).find(|p| p.intent.as_ref() == Some(&intent.id));
+            let ours = intent.metadata.get("installation") == Some(&self.installation);
+            if !ours && known.is_none() {
+                continue;
+            }
+            self.looked_at += 1;
+            let breach = match known {
+                None if intent.captured == 0 => None,
+                None => self.not_known(intent).await?,
+                Some(paid) => self.differs(intent, paid).await?,
+            };
+            let settled = known.is_some_and(|p| p.state == "SUCCEEDED");
+            if let Some(breach) = breach.filter(|_| settled || intent.created < self.young) {
+                self.rows.push(breach);
+            }
+        }
+        Ok(())
     }
-    serde_json::from_slice(&body)
-        .map(Some)
-        .map_err(|e| e.to_string())
+
+    async fn payments(&self, listed: &[ListedIntent]) -> sqlx::Result<Vec<Paid>> {
+        let ids: Vec<&str> = listed.iter().map(|i| &*i.id).collect();
+        let rows = sqlx::query(
+            "select p.id, p.intent_id, p.state,
+                 coalesce(p.captured_amount, case when p.state = 'SUCCEEDED' then p.amount else 0 end)::bigint,
+                 p.refunded_amount::bigint
+             from payments.payments p where p.intent_id = any($1)",
+        )
+        .bind(ids)
+        .fetch_all(self.pool)
+        .await?;
+        rows.iter()
+            .map(|row| {
+                Ok(Paid {
+                    id: row.try_get(0)?,
+                    intent: row.try_get(1)?,
+                    state: row.try_get(2)?,
+                    captured: row.try_get(3)?,
+                    refunded: row.try_get(4)?,
+                })
+            })
+            .collect()
+    }
+
+    async fn not_known(&self, intent: &ListedIntent) -> Result<Option<String>, String> {
+        let back = match intent.refunded {
+            0 => 0,
+            _ => self.given_back(&intent.id).await?,
+        };
+        Ok((back < intent.captured).then(|| {
+            format!(
+                "{}: captured {}, gave back {back}, and payments does not know it",
+                intent.id, intent.captured
+            )
+        }))
+    }
+
+    async fn differs(&self, intent: &ListedIntent, paid: &Paid) -> Result<Option<String>, String> {
+        let captured = paid.captured;
+        let mut back = intent.refunded;
+        if back != paid.refunded {
+            // What is pending counts as refunded there, and not here.
+            back = self.given_back(&intent.id).await?;
+        }
+        if intent.captured == captured && back == paid.refunded && back <= captured {
+            return Ok(None);
+        }
+        Ok(Some(format!(
+            "{} (payment {}, {}): Stripe captured {} and gave back {back}; payments says {captured} and {}",
+            intent.id, paid.id, paid.state, intent.captured, paid.refunded
+        )))
+    }
+
+    /// What has arrived at the buyer, whoever sent it.
+    async fn given_back(&self, intent: &str) -> Result<i64, String> {
+        let refunds = self.stripe.refunds(intent).await;
+        let refunds = refunds.map_err(|e| format!("Stripe: {e}"))?;
+        Ok(refunds
+            .iter()
+            .filter(|one| one.succeeded())
+            .map(|one| one.amount)
+            .sum())
+    }
+
+    /// Payments that say SUCCEEDED by an intent which Stripe did not list.
+    async fn unknown_to_stripe(
+        &mut self,
+        since: Option<DateTime<Utc>>,
+        begun: DateTime<Utc>,
+    ) -> sqlx::Result<()> {
+        let mut after = Uuid::nil();
+        loop {
+            let rows = sqlx::query(
+                "select id, intent_id, state = 'SUCCEEDED' and created_at >= $3 and created_at < $4 as due
+                 from payments.payments where id > $1 order by id limit $2",
+            )
+            .bind(after)
+            .bind(STRETCH)
+            // An hour, in which the payment may have been noted before its intent was made.
+            .bind(since.map_or(DateTime::UNIX_EPOCH, |since| since + chrono::Duration::hours(1)))
+            .bind(begun)
+            .fetch_all(self.pool)
+            .await?;
+            let Some(last) = rows.last() else {
+                return Ok(());
+            };
+            after = last.try_get(0)?;
+            for row in &rows {
+                let intent: Option<String> = row.try_get(1)?;
+                let Some(intent) = intent.filter(|_| row.try_get(2).unwrap_or(false)) else {
+                    continue;
+                };
+                if !self.seen.contains(&self.hasher.hash_one(&intent)) {
+                    let id: Uuid = row.try_get(0)?;
+                    self.rows.push(format!(
+                        "payment {id}: SUCCEEDED by {intent}, which Stripe does not know"
+                    ));
+                }
+            }
+        }
+    }
 }

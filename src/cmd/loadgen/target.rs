@@ -47,7 +47,7 @@ pub async fn find(args: &TargetArgs) -> anyhow::Result<Found> {
         format!("cannot read {}", path.display())
     })?;
     let typed = args.url.as_deref().map(address).transpose()?;
-    let known_url = known.as_ref().map(|k| address(&k.url)).transpose()?;
+    let known_url = known.as_ref().map(|k| address(k.reach())).transpose()?;
     let Some(url) = typed.or_else(|| known_url.clone()) else {
         bail!(
             "no server found: {} does not exist. Start one by `ticketping serve all`, or name it by --url",

@@ -297,11 +297,12 @@ async fn write_settings(
         return Ok(());
     }
     let ms = |ttl: Option<std::time::Duration>| ttl.map(|ttl| ttl.as_millis() as i64);
+    // What nobody gave follows the flags of the server.
     sqlx::query(
         "insert into queue.settings as old
-             (performance_id, max_working, working_ttl_ms, claim_ttl_ms, hold_ttl_ms, queue_factor, pre_queue_opens_at)
-         values ($1, coalesce($2, 100), coalesce($3, 420000), coalesce($4, 30000), coalesce($5, 300000),
-                 coalesce($6, 2), $7)
+             (performance_id, max_working, working_ttl_ms, claim_ttl_ms, hold_ttl_ms, queue_factor,
+              admissions_default, pre_queue_opens_at)
+         values ($1, $2, $3, $4, $5, $6, true, $7)
          on conflict (performance_id) do update set
              max_working = coalesce($8, old.max_working),
              working_ttl_ms = coalesce($3, old.working_ttl_ms),

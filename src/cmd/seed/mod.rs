@@ -34,7 +34,7 @@ use self::{
 };
 pub use self::{load::Added, members::PASSWORD, report::Summary};
 use crate::{
-    platform::{auth::Signer, db, failure::Failure},
+    platform::{auth::Signer, db, failure::Failure, secret::Secret},
     serve::{migrate::migrate_all, users::password::hash_now},
 };
 
@@ -87,6 +87,15 @@ pub struct Args {
     /// Remove every member, performance, order and payment first; asks before it does
     #[arg(long)]
     reset: bool,
+    /// The key with which the server takes payments: a live one refuses --reset
+    #[arg(
+        long,
+        env = "STRIPE_SECRET_KEY",
+        value_name = "KEY",
+        hide_env_values = true,
+        hide = true
+    )]
+    stripe_secret_key: Option<Secret>,
     /// Do not ask
     #[arg(long, short)]
     yes: bool,
@@ -197,6 +206,7 @@ impl Args {
 /// One sentence that names what is wrong and the way out.
 pub async fn run(args: Args) -> Result<u8, Failure> {
     if args.reset {
+        reset::refuse_live_key(args.stripe_secret_key.as_ref())?;
         let named = args.target.database_url.is_some();
         if named && args.target.redis_url.is_none() {
             return Err(Failure::usage(
@@ -224,6 +234,7 @@ async fn seed(args: &Args, target: &Target) -> Result<Summary, Failure> {
         .await
         .map_err(Failure::Failed)?;
     if args.reset {
+        reset::refuse_live_database(&pool).await?;
         reset::database(&pool).await.map_err(failed)?;
         if let Some(url) = &target.redis_url {
             reset::live_state(url, &target.redis_prefix)

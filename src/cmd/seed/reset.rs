@@ -2,12 +2,13 @@
 
 use std::io::{BufRead, IsTerminal, Write};
 
+use chrono::{DateTime, Utc};
 use redis::AsyncCommands;
 use sqlx::PgPool;
 
 use crate::{
-    platform::{failure::Failure, redis::Redis},
-    serve::queue,
+    platform::{failure::Failure, redis::Redis, secret::Secret},
+    serve::{payments, queue},
 };
 
 /// The schemas of all roles; those that are not there are passed over.
@@ -48,6 +49,38 @@ pub fn confirm(yes: bool, what: &str) -> Result<(), Failure> {
         Ok(_) if answer.trim().eq_ignore_ascii_case("yes") => Ok(()),
         Ok(_) => Err(Failure::Failed("nothing was removed".into())),
         Err(error) => Err(Failure::Failed(format!("cannot read the answer: {error}"))),
+    }
+}
+
+/// Refuses where the key in the environment moves real money, whatever else is said.
+///
+/// # Errors
+/// When it does.
+pub fn refuse_live_key(key: Option<&Secret>) -> Result<(), Failure> {
+    match key.is_some_and(|key| payments::moves_real_money(key.expose())) {
+        false => Ok(()),
+        true => Err(Failure::usage(
+            "--reset is refused: STRIPE_SECRET_KEY is a live key, so this is an installation that takes real money",
+        )),
+    }
+}
+
+/// Refuses where a server with a live key has run on this database: it holds the books of real money.
+///
+/// # Errors
+/// When one has, or the database is away.
+pub async fn refuse_live_database(pool: &PgPool) -> Result<(), Failure> {
+    let live_since: Option<DateTime<Utc>> =
+        sqlx::query_scalar("select max(live_since) from payments.stripe_account")
+            .fetch_one(pool)
+            .await
+            .map_err(super::failed)?;
+    match live_since {
+        None => Ok(()),
+        Some(since) => Err(Failure::Failed(format!(
+            "--reset is refused: a server with a live Stripe key has taken payments on this database since {}; it holds the books of real money. Seed another database",
+            since.format("%Y-%m-%d %H:%M UTC")
+        ))),
     }
 }
 
@@ -95,7 +128,7 @@ pub async fn live_state(url: &str, prefix: &str) -> Result<(), String> {
     let mut redis = Redis::connect(url).await?;
     let pattern = format!("{}:*", prefix.replace(['*', '?', '[', ']', '\\'], "?"));
     for primary in redis.primaries().await.map_err(fail)? {
-        let client = redis::Client::open(primary).map_err(fail)?;
+        let client = redis.client_of(&primary).map_err(fail)?;
         let mut connection = client
             .get_multiplexed_async_connection()
             .await

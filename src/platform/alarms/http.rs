@@ -70,6 +70,9 @@ pub struct Resolution {
     pub reason: String,
     /// The user who resolved it.
     pub by: Uuid,
+    /// What is to be done with it: `refund`, where the alarm is money without an order.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub action: Option<String>,
 }
 
 impl Resolution {
@@ -129,6 +132,9 @@ async fn resolve(
     Json(resolution): Json<Resolution>,
 ) -> Result<Json<AlarmView>, Problem> {
     resolution.check()?;
+    if let Some(action) = &resolution.action {
+        act(&alarms, id, action).await?;
+    }
     let row: Option<Row> = sqlx::query_as(
         "update alarms set resolved_at = now(), resolved_by = $2, reason = $3
          where id = $1 and resolved_at is null
@@ -164,4 +170,31 @@ async fn resolve(
             "There is no such alarm.",
         )
     })
+}
+
+/// Carries the action out first: an alarm is not closed over something that was not done. Actions
+/// are harmless when they are repeated.
+async fn act(alarms: &Alarms, id: Uuid, action: &str) -> Result<(), Problem> {
+    let open: Option<Row> = sqlx::query_as(
+        "select id, kind, key, order_id, payment_id, detail, raised_at, last_seen_at, count,
+             resolved_at, resolved_by, reason
+         from alarms where id = $1 and resolved_at is null",
+    )
+    .bind(id)
+    .fetch_optional(&alarms.pool)
+    .await?;
+    match (open, &alarms.actor) {
+        // Resolved, or not here: the answer follows.
+        (None, _) => Ok(()),
+        (Some(row), Some(actor)) => actor(row.view(alarms.role), action.to_owned()).await,
+        (Some(_), None) => Err(unknown_action()),
+    }
+}
+
+/// There is no such action for such an alarm.
+pub fn unknown_action() -> Problem {
+    Problem::validation(vec![FieldError::new(
+        "action",
+        "is nothing that can be done about this alarm; ORPHAN_CAPTURE takes \"refund\"",
+    )])
 }

@@ -1,23 +1,28 @@
 //! The edge of a process: what every request needs, fused into one service.
 //!
-//! Request id, panics, time limit, problem bodies, `no-store`, figures. Nine
+//! Request id, panics, time limits, problem bodies, `no-store`, `nosniff`, metrics. Nine
 //! ordinary layers around a handler cost a third of its throughput; one does
 //! not, and a [`FastPath`] answers the commonest request of all, a waiting
 //! poll, before there is a router, a boxed body or a boxed future.
 
-mod linger;
+mod body;
+mod clock;
+mod counters;
+mod http1;
+mod http2;
+mod io;
+mod limits;
+mod registry;
 mod server;
 pub mod stats;
+pub mod tls;
 
 use std::{
-    convert::Infallible,
     future::Future,
-    pin::Pin,
     sync::{
         Arc,
         atomic::{AtomicU64, Ordering::Relaxed},
     },
-    task::{Context, Poll},
     time::{Duration, Instant},
 };
 
@@ -28,20 +33,24 @@ use axum::{
 };
 use futures_util::FutureExt;
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, StatusCode, Uri, header};
-use hyper::body::Incoming;
 use prometheus_client::{
     encoding::EncodeLabelSet,
-    metrics::{counter::Counter, family::Family, histogram::Histogram},
+    metrics::{counter::Counter, family::Family, gauge::Gauge, histogram::Histogram},
 };
-
 use tokio_util::sync::CancellationToken;
 use tracing::Instrument;
 
-use self::linger::Rest;
-pub use self::server::{Limits, bind, serve};
-use self::stats::{HttpStats, ROUTES, route_index};
+use self::{
+    body::Arrived,
+    stats::{HttpStats, ROUTES, route_index},
+};
+pub use self::{
+    counters::Counters,
+    limits::Limits,
+    server::{Options, bind, serve, serve_with},
+};
 use super::{
-    db,
+    db, event_stream,
     metrics::Metrics,
     problem::Problem,
     telemetry::traces::{self, Trust},
@@ -51,6 +60,11 @@ use super::{
 pub const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 /// An answer takes at most this long; then the client is told 503.
 const ANSWER_MAX: Duration = Duration::from_secs(30);
+
+/// The status that counts requests whose client went away before the answer, as nginx has it.
+const GIVEN_UP: u16 = 499;
+/// What is no request belongs to the last of [`ROUTES`].
+const OTHER_ROUTE: usize = ROUTES.len() - 1;
 
 /// The id of the request at hand, among its extensions.
 #[derive(Clone, Debug)]
@@ -96,6 +110,7 @@ struct Shared {
     /// `ok_get[route]`: the commonest outcome without a look-up.
     ok_get: Vec<Counter>,
     seconds: Vec<Histogram>,
+    in_flight: Gauge,
     id_prefix: u64,
     id_next: AtomicU64,
 }
@@ -106,6 +121,9 @@ pub struct Edge<H> {
     handler: H,
     shared: Arc<Shared>,
     traced: Option<Trust>,
+    /// `Strict-Transport-Security` of every answer.
+    hsts: Option<HeaderValue>,
+    limits: Limits,
     leaving: CancellationToken,
 }
 
@@ -122,7 +140,13 @@ impl<H: Handler> Edge<H> {
         let seconds = Family::<RouteLabel, Histogram>::new_with_constructor(|| {
             Histogram::new((0..18).map(|i| 0.000_25 * f64::from(1 << i)))
         });
+        let in_flight = Gauge::default();
         metrics.register(|registry| {
+            registry.register(
+                "http_requests_in_flight",
+                "Requests whose answer has not begun",
+                in_flight.clone(),
+            );
             registry.register("http_requests", "Requests answered", requests.clone());
             registry.register(
                 "http_request_duration_seconds",
@@ -151,6 +175,7 @@ impl<H: Handler> Edge<H> {
             requests,
             ok_get,
             seconds,
+            in_flight,
             id_prefix: rand::random(),
             id_next: AtomicU64::new(0),
         });
@@ -158,16 +183,22 @@ impl<H: Handler> Edge<H> {
             handler,
             shared,
             traced: None,
+            hsts: None,
+            limits: Limits::default(),
             leaving: CancellationToken::new(),
         }
     }
 
-    /// From `leaving` on every HTTP/1.1 answer ends its connection, so that callers go elsewhere
+    /// From `leaving` on every answer ends its connection, so that callers go elsewhere
     /// before the listener closes.
     #[must_use]
     pub fn leaving(mut self, leaving: CancellationToken) -> Self {
         self.leaving = leaving;
         self
+    }
+
+    fn is_leaving(&self) -> bool {
+        self.leaving.is_cancelled()
     }
 
     /// What takes the ordinary way is traced, where traces are on; `None`: it is not.
@@ -177,16 +208,45 @@ impl<H: Handler> Edge<H> {
         self
     }
 
-    async fn slow(
-        self,
-        mut request: Request<Body>,
-        rest: Rest,
-        route: usize,
-        begun: Instant,
-    ) -> Response {
+    /// The answer of the fast path, which reads no body.
+    fn fast(&self, method: &Method, uri: &Uri, headers: &HeaderMap) -> Option<Response> {
+        let fast = self.shared.fast.as_ref()?;
+        let begun = Instant::now();
+        let mut response = fast.answer(method, uri, headers)?;
+        let watch = self
+            .shared
+            .begin(route_index(method, uri.path()), method, begun);
+        let id = self.shared.request_id(headers);
+        if response.status() != StatusCode::OK {
+            (response, _) = with_id(response, &id);
+        }
+        self.complete(response.headers_mut(), id);
+        watch.end(response.status());
+        Some(response)
+    }
+
+    /// The answer to what is no request.
+    fn refused(&self, refusal: &Problem) -> Response {
+        let watch = self
+            .shared
+            .begin(OTHER_ROUTE, &Method::TRACE, Instant::now());
+        let id = self.shared.request_id(&HeaderMap::new());
+        let mut response = refusal.response(id.to_str().ok());
+        self.complete(response.headers_mut(), id);
+        watch.end(response.status());
+        response
+    }
+
+    /// The handler's answer to `request`, which came from `peer`. Dropped before it is done, it
+    /// leaves nothing behind.
+    async fn later(&self, request: Request<Body>, peer: std::net::SocketAddr) -> Response {
+        let route = route_index(request.method(), request.uri().path());
+        let watch = self.shared.begin(route, request.method(), Instant::now());
+        let (mut request, arrival) = body::watch(request, self.limits.body);
         let id = self.shared.request_id(request.headers());
         request.headers_mut().insert(REQUEST_ID, id.clone());
         request.extensions_mut().insert(RequestId(id.clone()));
+        request.extensions_mut().insert(ConnectInfo(peer));
         let (method, path) = (request.method().clone(), request.uri().path().to_owned());
         let span = match self.traced {
             Some(trust) => traces::server(&request, id.to_str().unwrap_or_default(), trust),
@@ -196,25 +256,30 @@ impl<H: Handler> Edge<H> {
         let answered = {
             let answer = std::pin::pin!(answer.instrument(span.clone()));
             let answered = tokio::time::timeout(ANSWER_MAX, answer).await;
-            if answered.is_err() {
+            // A body that did not arrive says nothing of the stores.
+            let late = matches!(arrival.outcome(), Arrived::Waiting | Arrived::Late);
+            if answered.is_err() && !late {
                 // Before the handler is dropped, which gives its connections back.
                 db::suspect_connections();
             }
             answered
         };
-        let response = match answered {
-            Ok(Ok(response)) => response,
-            Ok(Err(_)) => Problem::internal("a handler panicked").into_response(),
-            Err(_) => Problem::unavailable("no answer in time").into_response(),
+        let response = match (answered, arrival.outcome()) {
+            (Ok(Ok(response)), outcome) => but_for_the_body(response, outcome),
+            (Ok(Err(_)), _) => Problem::internal("a handler panicked").into_response(),
+            (Err(_), Arrived::Waiting | Arrived::Late) => body_too_slow().into_response(),
+            (Err(_), Arrived::Whole | Arrived::Broken) => {
+                Problem::unavailable("no answer in time").into_response()
+            }
         };
         let (mut response, known) = with_id(response, &id);
-        let headers = response.headers_mut();
-        headers.insert(REQUEST_ID, id);
-        headers
+        self.complete(response.headers_mut(), id);
+        response
+            .headers_mut()
             .entry(header::CACHE_CONTROL)
             .or_insert(HeaderValue::from_static("no-store"));
-        let status = response.status();
-        self.shared.record(route, &method, status, begun);
+        let (status, begun) = (response.status(), watch.begun);
+        watch.end(status);
         traces::answered(&span, status, 500);
         span.in_scope(|| {
             let cause = known.as_deref().and_then(Problem::cause);
@@ -222,9 +287,69 @@ impl<H: Handler> Edge<H> {
             log(&method, &path, status, begun, id, cause);
         });
         drop(span);
-        rest.forget().await;
-        response
+        event_stream::at_most(response, self.limits.stream)
     }
+
+    /// What every answer carries.
+    fn complete(&self, headers: &mut HeaderMap, id: HeaderValue) {
+        headers.insert(REQUEST_ID, id);
+        headers.insert(
+            header::X_CONTENT_TYPE_OPTIONS,
+            HeaderValue::from_static("nosniff"),
+        );
+        if let Some(hsts) = &self.hsts {
+            headers.insert(header::STRICT_TRANSPORT_SECURITY, hsts.clone());
+        }
+    }
+}
+
+/// A request in flight: counted as answered, or as given up by its client when dropped before.
+struct Watch {
+    shared: Arc<Shared>,
+    route: usize,
+    method: &'static str,
+    begun: Instant,
+    status: StatusCode,
+}
+
+impl Watch {
+    fn end(mut self, status: StatusCode) {
+        self.status = status;
+    }
+}
+
+impl Drop for Watch {
+    fn drop(&mut self) {
+        self.shared.in_flight.dec();
+        self.shared
+            .record(self.route, self.method, self.status, self.begun);
+    }
+}
+
+/// The answer where the request's body came as it should; else the client's fault is said,
+/// whatever the handler made of it.
+fn but_for_the_body(response: Response, body: Arrived) -> Response {
+    let status = response.status();
+    let is_fault = status.is_server_error();
+    match body {
+        Arrived::Late if is_fault || status.is_client_error() => body_too_slow().into_response(),
+        Arrived::Broken if is_fault || status == StatusCode::BAD_REQUEST => Problem::new(
+            StatusCode::BAD_REQUEST,
+            "BODY_UNREADABLE",
+            "The request body broke off, or is malformed.",
+        )
+        .into_response(),
+        _ => response,
+    }
+}
+
+fn body_too_slow() -> Problem {
+    too_slow("The body of the request did not arrive in time.")
+}
+
+/// 408.
+fn too_slow(detail: &str) -> Problem {
+    Problem::new(StatusCode::REQUEST_TIMEOUT, "REQUEST_TIMEOUT", detail)
 }
 
 /// A problem is rendered again with the request's id in its body; anything else stays.
@@ -284,16 +409,29 @@ impl Shared {
         HeaderValue::from_bytes(&text).expect("hexadecimal digits are a header value")
     }
 
-    fn record(&self, route: usize, method: &Method, status: StatusCode, begun: Instant) {
+    /// One more request is being answered.
+    fn begin(self: &Arc<Self>, route: usize, method: &Method, begun: Instant) -> Watch {
+        self.stats.begin();
+        self.in_flight.inc();
+        Watch {
+            shared: self.clone(),
+            route,
+            method: method_label(method),
+            begun,
+            status: StatusCode::from_u16(GIVEN_UP).unwrap_or(StatusCode::REQUEST_TIMEOUT),
+        }
+    }
+
+    fn record(&self, route: usize, method: &'static str, status: StatusCode, begun: Instant) {
         let took = begun.elapsed();
         self.stats.record(route, status.as_u16(), took);
         self.seconds[route].observe(took.as_secs_f64());
-        if status == StatusCode::OK && method == Method::GET {
+        if status == StatusCode::OK && method == "GET" {
             self.ok_get[route].inc();
         } else {
             let labels = RequestLabels {
                 route: ROUTES[route],
-                method: method_label(method),
+                method,
                 status: status.as_u16(),
             };
             self.requests.get_or_create(&labels).inc();
@@ -319,66 +457,5 @@ fn method_label(method: &Method) -> &'static str {
         "OPTIONS" => "OPTIONS",
         "HEAD" => "HEAD",
         _ => "OTHER",
-    }
-}
-
-/// The answer to come: at once, or later.
-pub enum Answer {
-    /// The fast path's.
-    Ready(Option<Response>),
-    /// The ordinary way.
-    Later(Pin<Box<dyn Future<Output = Response> + Send>>),
-}
-
-impl Answer {
-    /// The same, and the last one on its HTTP/1.1 connection.
-    fn and_close(self) -> Self {
-        let close = |mut response: Response| {
-            let last = HeaderValue::from_static("close");
-            response.headers_mut().insert(header::CONNECTION, last);
-            response
-        };
-        match self {
-            Self::Ready(response) => Self::Ready(response.map(close)),
-            Self::Later(answer) => Self::Later(Box::pin(answer.map(close))),
-        }
-    }
-}
-
-impl Future for Answer {
-    type Output = Result<Response, Infallible>;
-
-    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
-        match self.get_mut() {
-            Self::Ready(response) => {
-                Poll::Ready(Ok(response.take().expect("an answer is taken once")))
-            }
-            Self::Later(future) => future.as_mut().poll(cx).map(Ok),
-        }
-    }
-}
-
-impl<H: Handler> Edge<H> {
-    /// Answers `request`, which came from `peer`.
-    pub fn answer(&self, request: Request<Incoming>, peer: std::net::SocketAddr) -> Answer {
-        let begun = Instant::now();
-        self.shared.stats.begin();
-        let route = route_index(request.method(), request.uri().path());
-        if let Some(fast) = &self.shared.fast
-            && let Some(mut response) =
-                fast.answer(request.method(), request.uri(), request.headers())
-        {
-            let id = self.shared.request_id(request.headers());
-            if response.status() != StatusCode::OK {
-                (response, _) = with_id(response, &id);
-            }
-            response.headers_mut().insert(REQUEST_ID, id);
-            self.shared
-                .record(route, request.method(), response.status(), begun);
-            return Answer::Ready(Some(response));
-        }
-        let (mut request, rest) = linger::watch(request);
-        request.extensions_mut().insert(ConnectInfo(peer));
-        Answer::Later(Box::pin(self.clone().slow(request, rest, route, begun)))
     }
 }

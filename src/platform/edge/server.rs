@@ -1,49 +1,59 @@
 //! The server loop: bounded connections, bounded waits, a clean end.
 
-use std::{io, net::SocketAddr, sync::Arc, time::Duration};
+use std::{
+    future::Future,
+    io,
+    net::SocketAddr,
+    pin::pin,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering::Relaxed},
+    },
+    task::Poll,
+    time::{Duration, Instant},
+};
 
-use hyper::{
-    Request,
-    body::Incoming,
-    server::conn::{http1, http2},
-    service::service_fn,
-};
-use hyper_util::{
-    rt::{TokioExecutor, TokioIo, TokioTimer},
-    server::graceful::{GracefulShutdown, Watcher},
-};
-use tokio::{
-    net::{TcpListener, TcpStream},
-    sync::Semaphore,
-};
+use bytes::BytesMut;
+use hyper::server::conn::http2 as hyper_http2;
+use hyper_util::rt::TokioExecutor;
+use nix::libc;
+use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio_util::sync::CancellationToken;
 
-use super::{Edge, Handler};
+use super::{
+    Edge, Handler,
+    clock::Clock,
+    counters::Counters,
+    http1, http2,
+    io::poll_read,
+    limits::{HANDSHAKE_MAX, Limits, SEND_BUFFER},
+    registry::{Handle, Registry, Slot},
+    tls::Tls,
+};
+use crate::platform::{descriptors::Spare, net::Net};
 
-/// Bounds on what clients may take.
-#[derive(Clone, Copy, Debug)]
-pub struct Limits {
-    /// Open connections; further ones wait to be accepted. While more than three quarters are
-    /// open, each HTTP/1.1 answer ends its connection, so that whoever comes next need not wait.
-    pub connections_max: usize,
-    /// A new connection has said something within this long.
-    pub first_byte: Duration,
-    /// No HTTP/1.1 connection waits longer for the end of the next request's head. Longer than
-    /// the longest poll interval: who polls as told keeps the connection.
-    pub idle: Duration,
-    /// After the stop, open requests get this long to be answered.
-    pub drain: Duration,
-}
+/// Connections that wait to be accepted; the system may allow fewer.
+const BACKLOG: u32 = 4096;
+/// Without a file descriptor left, accepting again at once would spin.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+/// One line about the same trouble in so long.
+const LOG_EVERY: Duration = Duration::from_secs(5);
+/// Connections that were cut off have let go within this long.
+const CUT_MAX: Duration = Duration::from_secs(1);
 
-impl Default for Limits {
-    fn default() -> Self {
-        Self {
-            connections_max: 100_000,
-            first_byte: Duration::from_secs(15),
-            idle: Duration::from_secs(75),
-            drain: Duration::from_secs(3),
-        }
-    }
+/// What a listener may have beside its limits.
+#[derive(Clone, Default)]
+pub struct Options {
+    /// Speaks TLS.
+    pub tls: Option<Tls>,
+    /// Proxies that stand for many clients: their address is not held to a share.
+    pub trusted_proxies: Vec<Net>,
+    /// Descriptors to give up when there is no other for a connection.
+    pub spare: Option<Arc<Spare>>,
+    /// Where connections are counted.
+    pub counters: Counters,
+    /// On a thread of its own, so that it answers when all others are busy.
+    pub own_thread: bool,
 }
 
 /// Listens on `address`; port 0 picks a free one.
@@ -51,7 +61,7 @@ impl Default for Limits {
 /// # Errors
 /// One sentence that names the flag and the address.
 pub async fn bind(flag: &str, address: SocketAddr) -> Result<TcpListener, String> {
-    TcpListener::bind(address).await.map_err(|e| match e.kind() {
+    listen(address).map_err(|e| match e.kind() {
         io::ErrorKind::AddrInUse => format!(
             "{flag} {address}: the port is in use; stop what listens there or choose another (port 0 picks a free one)"
         ),
@@ -62,103 +72,16 @@ pub async fn bind(flag: &str, address: SocketAddr) -> Result<TcpListener, String
     })
 }
 
-/// What an HTTP/2 connection begins with, and no HTTP/1.1 request does.
-const PREFACE: &[u8] = b"PRI ";
-/// Whose first packet holds less than that is looked at again so soon; no client is known to.
-const PREFACE_LOOK: Duration = Duration::from_millis(5);
-/// A head of 32 KB fits with room to spare.
-const READ_BUFFER_MAX: usize = 64 * 1024;
-
-/// How connections are spoken to.
-struct Protocols {
-    http1: http1::Builder,
-    http2: http2::Builder<TokioExecutor>,
-    first_byte: Duration,
-    /// One permit a connection.
-    slots: Arc<Semaphore>,
-    /// With fewer permits left than this, answers end their connections. The loop holds one more,
-    /// for whoever comes next.
-    crowded_below: usize,
-}
-
-impl Protocols {
-    fn new(limits: Limits) -> Self {
-        let mut http1 = http1::Builder::new();
-        http1
-            .timer(TokioTimer::new())
-            .header_read_timeout(limits.idle)
-            .max_buf_size(READ_BUFFER_MAX)
-            .pipeline_flush(true);
-        let mut http2 = http2::Builder::new(TokioExecutor::new());
-        http2
-            .timer(TokioTimer::new())
-            .max_concurrent_streams(1_000)
-            .max_header_list_size(32 * 1024)
-            .keep_alive_interval(Some(Duration::from_secs(30)));
-        Self {
-            http1,
-            http2,
-            first_byte: limits.first_byte,
-            slots: Arc::new(Semaphore::new(limits.connections_max)),
-            crowded_below: limits.connections_max.div_ceil(4).saturating_sub(1),
-        }
-    }
-
-    /// Answers on `stream` until it ends. hyper-util's own look at the version puts what it read
-    /// in front of the stream again, which doubles hyper's read buffer for the life of the
-    /// connection and adds a layer to each read: so HTTP/1.1 is recognised by peeking.
-    async fn speak<H: Handler>(
-        self: Arc<Self>,
-        stream: TcpStream,
-        peer: SocketAddr,
-        edge: Edge<H>,
-        graceful: Watcher,
-        stop: CancellationToken,
-    ) {
-        let is_http2 = tokio::select! {
-            () = stop.cancelled() => return,
-            seen = tokio::time::timeout(self.first_byte, is_http2(&stream)) => seen,
-        };
-        let Ok(Some(is_http2)) = is_http2 else {
-            tracing::trace!("a connection that asked for nothing ended");
-            return;
-        };
-        let io = TokioIo::new(stream);
-        // Boxed, so that a connection takes the memory of its own version alone.
-        let ended = if is_http2 {
-            let service = service_fn(move |request: Request<Incoming>| edge.answer(request, peer));
-            let connection = self.http2.serve_connection(io, service);
-            Box::pin(graceful.watch(connection)).await
-        } else {
-            let this = self.clone();
-            let service = service_fn(move |request: Request<Incoming>| {
-                let answer = edge.answer(request, peer);
-                let crowded = this.slots.available_permits() < this.crowded_below;
-                match crowded || edge.leaving.is_cancelled() {
-                    true => answer.and_close(),
-                    false => answer,
-                }
-            });
-            let connection = self.http1.serve_connection(io, service);
-            Box::pin(graceful.watch(connection)).await
-        };
-        if let Err(error) = ended {
-            tracing::trace!(%error, "connection ended");
-        }
-    }
-}
-
-/// Which version the client begins with; `None`: it is gone.
-async fn is_http2(stream: &TcpStream) -> Option<bool> {
-    let mut head = [0_u8; PREFACE.len()];
-    loop {
-        let seen = stream.peek(&mut head).await.ok().filter(|&n| n > 0)?;
-        if seen == PREFACE.len() || !PREFACE.starts_with(&head[..seen]) {
-            return Some(head == PREFACE);
-        }
-        // The socket is readable all the while: there is nothing to be woken by.
-        tokio::time::sleep(PREFACE_LOOK).await;
-    }
+fn listen(address: SocketAddr) -> io::Result<TcpListener> {
+    let socket = match address {
+        SocketAddr::V4(_) => TcpSocket::new_v4()?,
+        SocketAddr::V6(_) => TcpSocket::new_v6()?,
+    };
+    socket.set_reuseaddr(true)?;
+    // Accepted connections have it too.
+    socket.set_send_buffer_size(SEND_BUFFER)?;
+    socket.bind(address)?;
+    socket.listen(BACKLOG)
 }
 
 /// Serves `edge` on `listener` until `stop`, then drains.
@@ -168,195 +91,280 @@ pub async fn serve<H: Handler>(
     limits: Limits,
     stop: CancellationToken,
 ) {
-    let protocols = Arc::new(Protocols::new(limits));
-    let graceful = GracefulShutdown::new();
+    serve_with(listener, edge, limits, Options::default(), stop).await;
+}
+
+/// As [`serve`], with what else the listener has.
+pub async fn serve_with<H: Handler>(
+    listener: TcpListener,
+    edge: Edge<H>,
+    limits: Limits,
+    options: Options,
+    stop: CancellationToken,
+) {
+    if !options.own_thread {
+        return serve_here(listener, edge, limits, options, stop).await;
+    }
+    if let Err(error) = serve_apart(listener, edge, limits, options, stop).await {
+        tracing::error!(%error, "cannot serve on a thread of its own");
+    }
+}
+
+async fn serve_apart<H: Handler>(
+    listener: TcpListener,
+    edge: Edge<H>,
+    limits: Limits,
+    options: Options,
+    stop: CancellationToken,
+) -> io::Result<()> {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()?;
+    let listener = listener.into_std()?;
+    let (ended, end) = tokio::sync::oneshot::channel();
+    std::thread::Builder::new()
+        .name("listener".to_owned())
+        .spawn(move || {
+            let served = runtime.block_on(async {
+                let listener = TcpListener::from_std(listener)?;
+                serve_here(listener, edge, limits, options, stop).await;
+                Ok(())
+            });
+            // Nobody waits for it once the process ends.
+            let _waited_for = ended.send(served).is_ok();
+        })?;
+    end.await
+        .unwrap_or_else(|_| Err(io::Error::other("it panicked")))
+}
+
+async fn serve_here<H: Handler>(
+    listener: TcpListener,
+    mut edge: Edge<H>,
+    limits: Limits,
+    options: Options,
+    stop: CancellationToken,
+) {
+    let counters = options.counters;
+    counters
+        .max
+        .set(i64::try_from(limits.connections_max).unwrap_or(i64::MAX));
+    let registry = Registry::new(limits, options.trusted_proxies, counters);
+    edge.hsts = options.tls.as_ref().and_then(Tls::hsts);
+    edge.limits = limits;
+    let speaker = Arc::new(Speaker {
+        edge,
+        http2: http2::builder(),
+        tls: options.tls,
+    });
+    let mut accepting = Accepting {
+        listener,
+        spare: options.spare,
+        registry: registry.clone(),
+        refused: Seldom::default(),
+        failed: Seldom::default(),
+    };
     loop {
         let accepted = tokio::select! {
             () = stop.cancelled() => break,
-            accepted = accept(&listener, &protocols.slots) => accepted,
+            accepted = accepting.next() => accepted,
         };
         let Some((stream, peer, slot)) = accepted else {
             continue;
         };
-        let (protocols, edge) = (protocols.clone(), edge.clone());
-        let (watcher, stop) = (graceful.watcher(), stop.clone());
+        let (speaker, spare) = (speaker.clone(), accepting.spare.clone());
         tokio::spawn(async move {
-            protocols.speak(stream, peer, edge, watcher, stop).await;
+            speaker.connection(stream, peer, &slot.0).await;
             drop(slot);
+            if let Some(spare) = spare {
+                spare.refill();
+            }
         });
     }
-    drop(listener);
-    if tokio::time::timeout(limits.drain, graceful.shutdown())
+    drop(accepting);
+    registry.stop();
+    if tokio::time::timeout(limits.drain, registry.emptied())
         .await
         .is_err()
     {
         tracing::info!("some connections were still open at the end of the drain");
+        registry.cut();
+        // They end as soon as they run; a process that is too busy for that ends without them.
+        let _in_time = tokio::time::timeout(CUT_MAX, registry.emptied())
+            .await
+            .is_ok();
     }
 }
 
-async fn accept(
-    listener: &TcpListener,
-    slots: &Arc<Semaphore>,
-) -> Option<(TcpStream, SocketAddr, tokio::sync::OwnedSemaphorePermit)> {
-    let slot = slots.clone().acquire_owned().await.ok()?;
-    match listener.accept().await {
-        Ok((stream, peer)) => {
-            if let Err(error) = stream.set_nodelay(true) {
-                tracing::trace!(%error, "TCP_NODELAY");
+struct Accepting {
+    listener: TcpListener,
+    spare: Option<Arc<Spare>>,
+    registry: Arc<Registry>,
+    refused: Seldom,
+    failed: Seldom,
+}
+
+impl Accepting {
+    /// The next connection, and its place; `None`: there is none, look again.
+    async fn next(&mut self) -> Option<(TcpStream, SocketAddr, Slot)> {
+        let (stream, peer) = match self.listener.accept().await {
+            Ok(accepted) => accepted,
+            Err(error) => {
+                self.failed(&error).await;
+                return None;
             }
-            Some((stream, peer, slot))
+        };
+        let Some(slot) = self.registry.admit(peer.ip()) else {
+            let max = self.registry.limits.connections_max;
+            if let Some(before) = self.refused.again() {
+                tracing::warn!(
+                    connections.max = max,
+                    connections.refused = before + 1,
+                    "all {max} connections are in use; closed new ones at once"
+                );
+            }
+            return None;
+        };
+        if let Err(error) = stream.set_nodelay(true) {
+            tracing::trace!(%error, "TCP_NODELAY");
         }
-        Err(error) => {
-            // Out of file descriptors, as a rule: accepting again at once would spin.
-            tracing::warn!(%error, "cannot accept a connection");
-            tokio::time::sleep(Duration::from_millis(50)).await;
-            None
+        Some((stream, peer, slot))
+    }
+
+    async fn failed(&mut self, error: &io::Error) {
+        let scarce = [libc::EMFILE, libc::ENFILE, libc::ENOBUFS, libc::ENOMEM];
+        if !error
+            .raw_os_error()
+            .is_some_and(|code| scarce.contains(&code))
+        {
+            // That connection ended before it was accepted.
+            tracing::trace!(%error, "accept");
+            return;
+        }
+        self.registry.counters.accept_errors.inc();
+        if let Some(before) = self.failed.again() {
+            tracing::warn!(%error, accept.failures = before + 1, "cannot accept connections");
+        }
+        if !self.spare.as_ref().is_some_and(|spare| spare.give_up()) {
+            tokio::time::sleep(ACCEPT_PAUSE).await;
         }
     }
+}
+
+/// Something that happens often and is logged seldom.
+#[derive(Default)]
+struct Seldom {
+    last: Option<Instant>,
+    since: AtomicU64,
+}
+
+impl Seldom {
+    /// It happened again; how often it did since the last line, where one is due.
+    fn again(&mut self) -> Option<u64> {
+        if self.last.is_some_and(|last| last.elapsed() < LOG_EVERY) {
+            self.since.fetch_add(1, Relaxed);
+            return None;
+        }
+        self.last = Some(Instant::now());
+        Some(self.since.swap(0, Relaxed))
+    }
+}
+
+/// How connections are spoken to.
+struct Speaker<H> {
+    edge: Edge<H>,
+    http2: hyper_http2::Builder<TokioExecutor>,
+    tls: Option<Tls>,
+}
+
+impl<H: Handler> Speaker<H> {
+    /// Answers on `stream` until it ends, or is ended from outside.
+    async fn connection(&self, stream: TcpStream, peer: SocketAddr, handle: &Arc<Handle>) {
+        let mut spoken = pin!(self.speak(stream, peer, handle));
+        std::future::poll_fn(|cx| match handle.is_cut(cx) {
+            true => Poll::Ready(()),
+            false => spoken.as_mut().poll(cx),
+        })
+        .await;
+    }
+
+    async fn speak(&self, mut stream: TcpStream, peer: SocketAddr, handle: &Arc<Handle>) {
+        if let Some(tls) = &self.tls {
+            // Boxed, so that a connection takes the memory of its own protocol alone.
+            return Box::pin(self.speak_tls(tls, stream, peer, handle)).await;
+        }
+        let mut clock = Clock::new(handle.limits().head);
+        let Some((is_http2, first)) = begin(&mut stream, &mut clock, handle).await else {
+            return;
+        };
+        if is_http2 {
+            drop(clock);
+            let first = first.freeze();
+            let served = http2::serve(stream, first, &self.http2, &self.edge, peer, handle);
+            Box::pin(served).await;
+        } else {
+            http1::serve(stream, first, clock, &self.edge, peer, handle).await;
+        }
+    }
+
+    async fn speak_tls(
+        &self,
+        tls: &Tls,
+        stream: TcpStream,
+        peer: SocketAddr,
+        handle: &Arc<Handle>,
+    ) {
+        let shaken = tokio::time::timeout(HANDSHAKE_MAX, tls.acceptor().accept(stream)).await;
+        let stream = match shaken {
+            Ok(Ok(stream)) => stream,
+            Ok(Err(error)) => {
+                tracing::trace!(%error, "TLS handshake");
+                return;
+            }
+            Err(_) => return handle.counters().cut("handshake"),
+        };
+        if stream.get_ref().1.alpn_protocol() == Some(b"h2") {
+            let first = bytes::Bytes::new();
+            http2::serve(stream, first, &self.http2, &self.edge, peer, handle).await;
+        } else {
+            let (first, clock) = (BytesMut::new(), Clock::new(handle.limits().head));
+            http1::serve(stream, first, clock, &self.edge, peer, handle).await;
+        }
+    }
+}
+
+/// What an HTTP/2 connection begins with, and no HTTP/1.1 request does.
+const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
+
+/// Reads as much as shows which version the client speaks; `None`: it is gone, or says nothing.
+async fn begin(
+    stream: &mut TcpStream,
+    clock: &mut Clock,
+    handle: &Handle,
+) -> Option<(bool, BytesMut)> {
+    let mut first = BytesMut::new();
+    std::future::poll_fn(|cx| {
+        loop {
+            let compared = first.len().min(PREFACE.len());
+            if first[..compared] != PREFACE[..compared] || compared == PREFACE.len() {
+                return Poll::Ready(Some(
+                    compared == PREFACE.len() && first.starts_with(PREFACE),
+                ));
+            }
+            match poll_read(stream, &mut first, cx) {
+                Poll::Ready(Ok(0) | Err(_)) => return Poll::Ready(None),
+                Poll::Ready(Ok(_)) => {}
+                Poll::Pending if handle.is_stopping() => return Poll::Ready(None),
+                Poll::Pending if clock.is_over(cx) => {
+                    handle.counters().cut("head");
+                    return Poll::Ready(None);
+                }
+                Poll::Pending => return Poll::Pending,
+            }
+        }
+    })
+    .await
+    .map(|is_http2| (is_http2, first))
 }
 
 #[cfg(test)]
-mod tests {
-    use axum::{Router, body::Body, routing::any};
-    use http::{Request, StatusCode, Version};
-    use tokio::io::{AsyncReadExt, AsyncWriteExt};
-    use tokio::task::JoinHandle;
-
-    use super::*;
-    use crate::platform::{edge::stats::HttpStats, metrics::Metrics};
-
-    async fn server(limits: Limits) -> (SocketAddr, CancellationToken, JoinHandle<()>) {
-        let router = Router::new().route("/", any(|| async { StatusCode::NO_CONTENT }));
-        let (metrics, stats) = (Metrics::default(), Arc::new(HttpStats::default()));
-        let edge = Edge::new(router, None, &metrics, stats);
-        let listener = bind("--listen", SocketAddr::from(([127, 0, 0, 1], 0))).await;
-        let listener = listener.unwrap();
-        let (address, stop) = (listener.local_addr().unwrap(), CancellationToken::new());
-        let served = tokio::spawn(serve(listener, edge, limits, stop.clone()));
-        (address, stop, served)
-    }
-
-    /// What the server sent until it closed.
-    async fn rest(mut client: TcpStream) -> String {
-        let mut answer = String::new();
-        client.read_to_string(&mut answer).await.unwrap();
-        answer
-    }
-
-    #[tokio::test]
-    async fn both_versions_are_spoken_however_a_head_arrives() {
-        let (address, stop, served) = server(Limits::default()).await;
-        for parts in [
-            ["GET / HTTP/1.1\r\nconnection: close\r\n", "host: h\r\n\r\n"],
-            // As an HTTP/2 connection begins, too, until the second byte.
-            ["P", "UT / HTTP/1.1\r\nconnection: close\r\nhost: h\r\n\r\n"],
-        ] {
-            let mut client = TcpStream::connect(address).await.unwrap();
-            client.set_nodelay(true).unwrap();
-            for part in parts {
-                client.write_all(part.as_bytes()).await.unwrap();
-                tokio::time::sleep(Duration::from_millis(20)).await;
-            }
-            let answer = rest(client).await;
-            assert!(answer.starts_with("HTTP/1.1 204 "), "{answer}");
-        }
-        let io = TokioIo::new(TcpStream::connect(address).await.unwrap());
-        let (mut send, connection) =
-            hyper::client::conn::http2::handshake(TokioExecutor::new(), io)
-                .await
-                .unwrap();
-        tokio::spawn(connection);
-        let request = Request::get("http://h/").body(Body::empty()).unwrap();
-        let answer = send.send_request(request).await.unwrap();
-        assert_eq!(
-            (answer.version(), answer.status()),
-            (Version::HTTP_2, StatusCode::NO_CONTENT)
-        );
-        drop(send);
-        stop.cancel();
-        served.await.unwrap();
-    }
-
-    #[tokio::test]
-    async fn who_says_nothing_is_cut_off_and_holds_up_no_stop() {
-        let limits = Limits {
-            first_byte: Duration::from_millis(50),
-            ..Limits::default()
-        };
-        let (address, stop, served) = server(limits).await;
-        let silent = TcpStream::connect(address).await.unwrap();
-        assert_eq!(rest(silent).await, "");
-        stop.cancel();
-        served.await.unwrap();
-        let (address, stop, served) = server(Limits::default()).await;
-        let silent = TcpStream::connect(address).await.unwrap();
-        // It is accepted once another one after it is answered.
-        let mut client = TcpStream::connect(address).await.unwrap();
-        let head = "GET / HTTP/1.1\r\nconnection: close\r\nhost: h\r\n\r\n";
-        client.write_all(head.as_bytes()).await.unwrap();
-        assert!(rest(client).await.starts_with("HTTP/1.1 204 "));
-        let begun = std::time::Instant::now();
-        stop.cancel();
-        served.await.unwrap();
-        assert!(
-            begun.elapsed() < Limits::default().drain,
-            "it was not waited for"
-        );
-        assert_eq!(rest(silent).await, "");
-    }
-
-    /// Sends one request and reads its answer, which has no body.
-    async fn ask(client: &mut TcpStream) -> String {
-        client
-            .write_all(b"GET / HTTP/1.1\r\nhost: h\r\n\r\n")
-            .await
-            .unwrap();
-        let mut answer = Vec::new();
-        while !answer.ends_with(b"\r\n\r\n") {
-            answer.push(client.read_u8().await.unwrap());
-        }
-        String::from_utf8(answer).unwrap()
-    }
-
-    #[tokio::test]
-    async fn connections_are_kept_until_there_are_too_many() {
-        let limits = Limits {
-            connections_max: 8,
-            ..Limits::default()
-        };
-        let (address, stop, served) = server(limits).await;
-        let mut kept = Vec::new();
-        for _ in 0..6 {
-            let mut client = TcpStream::connect(address).await.unwrap();
-            let answer = ask(&mut client).await;
-            assert!(!answer.contains("connection: close"), "{answer}");
-            kept.push(client);
-        }
-        // More than three quarters: any number come and go beside those.
-        for _ in 0..6 {
-            let mut client = TcpStream::connect(address).await.unwrap();
-            let answer = ask(&mut client).await;
-            assert!(answer.contains("connection: close"), "{answer}");
-            assert_eq!(rest(client).await, "");
-        }
-        for mut client in kept {
-            ask(&mut client).await;
-        }
-        stop.cancel();
-        served.await.unwrap();
-    }
-
-    #[tokio::test]
-    async fn a_connection_that_asks_for_nothing_more_ends() {
-        let limits = Limits {
-            idle: Duration::from_millis(50),
-            ..Limits::default()
-        };
-        let (address, stop, served) = server(limits).await;
-        let mut client = TcpStream::connect(address).await.unwrap();
-        assert!(ask(&mut client).await.starts_with("HTTP/1.1 204 "));
-        assert_eq!(rest(client).await, "");
-        stop.cancel();
-        served.await.unwrap();
-    }
-}
+mod tests;

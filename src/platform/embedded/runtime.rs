@@ -17,6 +17,9 @@ use super::process::Identity;
 pub struct RuntimeFile {
     pub pid: u32,
     pub url: String,
+    /// Plain HTTP for this machine, where `url` is HTTPS.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub local_url: Option<String>,
     pub ops_url: String,
     pub stripe_url: String,
     pub redis_url: String,
@@ -31,6 +34,7 @@ pub struct RuntimeFile {
 /// Where this process serves; becomes a [`RuntimeFile`] when written.
 pub struct Served {
     pub url: String,
+    pub local_url: Option<String>,
     pub ops_url: String,
     pub stripe_url: String,
     pub redis_url: String,
@@ -39,6 +43,11 @@ pub struct Served {
 }
 
 impl RuntimeFile {
+    /// Where programs on this machine reach the server.
+    pub fn reach(&self) -> &str {
+        self.local_url.as_deref().unwrap_or(&self.url)
+    }
+
     pub fn path(data_dir: &Path) -> PathBuf {
         data_dir.join("runtime.json")
     }
@@ -49,6 +58,7 @@ impl RuntimeFile {
         let file = Self {
             pid,
             url: served.url,
+            local_url: served.local_url,
             ops_url: served.ops_url,
             stripe_url: served.stripe_url,
             redis_url: served.redis_url,
@@ -92,6 +102,7 @@ mod tests {
     fn served() -> Served {
         Served {
             url: "http://127.0.0.1:8080".into(),
+            local_url: None,
             ops_url: "http://127.0.0.1:9090".into(),
             stripe_url: "http://127.0.0.1:12111".into(),
             redis_url: "redis://:secret@127.0.0.1:20000/0".into(),

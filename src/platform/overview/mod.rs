@@ -126,6 +126,23 @@ pub enum Phase {
     Unknown,
 }
 
+impl Phase {
+    /// As JSON has it.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Upcoming => "UPCOMING",
+            Self::PreQueue => "PRE_QUEUE",
+            Self::Open => "OPEN",
+            Self::Paused => "PAUSED",
+            Self::Draining => "DRAINING",
+            Self::Recovering => "RECOVERING",
+            Self::SoldOut => "SOLD_OUT",
+            Self::Closed => "CLOSED",
+            Self::Unknown => "UNKNOWN",
+        }
+    }
+}
+
 /// One queue with its seats. Counters (`admitted`, `noShows`, `expired`,
 /// `completed`, `left`) only grow within an epoch.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, ToSchema)]

@@ -8,7 +8,7 @@ use uuid::Uuid;
 
 use super::{RoleName, State};
 use crate::platform::{
-    alarms::{AlarmFilter, AlarmView, Resolution},
+    alarms::{AlarmFilter, AlarmView, Resolution, unknown_action},
     auth::Admin,
     http::{Json, Page, Path, Query},
     problem::{Problem, ProblemBody},
@@ -45,6 +45,9 @@ pub(crate) struct ResolveAlarm {
     /// Kept with the alarm: 1 to 500 characters.
     #[schema(min_length = 1, max_length = 500)]
     reason: String,
+    /// What is to be done: `refund` sends the money of an `ORPHAN_CAPTURE` back.
+    #[serde(default)]
+    action: Option<String>,
 }
 
 /// What needs a person, newest first: open alarms, or those of `state`.
@@ -113,7 +116,7 @@ pub(crate) async fn list(
         (status = 401, description = "UNAUTHENTICATED, TOKEN_EXPIRED", body = ProblemBody),
         (status = 403, description = "FORBIDDEN", body = ProblemBody),
         (status = 404, description = "ALARM_NOT_FOUND", body = ProblemBody),
-        (status = 409, description = "ALARM_RESOLVED", body = ProblemBody),
+        (status = 409, description = "ALARM_RESOLVED, ACTION_NOT_POSSIBLE", body = ProblemBody),
         (status = 422, description = "VALIDATION_FAILED", body = ProblemBody),
         (status = 503, description = "UNAVAILABLE: a role that may have it is away", body = ProblemBody),
     ),
@@ -127,6 +130,7 @@ pub(crate) async fn resolve(
     let resolution = Resolution {
         reason: body.reason,
         by: caller.user_id,
+        action: body.action,
     };
     resolution.check()?;
     let path = format!("/internal/v1/alarms/{id}/resolve");
@@ -136,6 +140,16 @@ pub(crate) async fn resolve(
         match upstream.post_json::<_, AlarmView>(&path, &resolution).await {
             Ok(alarm) => return Ok(Json(alarm)),
             Err(error) if error.status() == Some(StatusCode::NOT_FOUND) => {}
+            Err(error) if error.code().as_deref() == Some("ACTION_NOT_POSSIBLE") => {
+                return Err(Problem::new(
+                    StatusCode::CONFLICT,
+                    "ACTION_NOT_POSSIBLE",
+                    "The money of this alarm cannot be refunded so: its order stands, or Stripe does not have it. Cancel the order instead.",
+                ));
+            }
+            Err(error) if error.status() == Some(StatusCode::UNPROCESSABLE_ENTITY) => {
+                return Err(unknown_action());
+            }
             Err(error) if error.status() == Some(StatusCode::CONFLICT) => {
                 return Err(Problem::new(
                     StatusCode::CONFLICT,

@@ -38,7 +38,7 @@ async fn openapi(Axum(state): Axum<State>) -> Response {
         (header::CONTENT_TYPE, json),
         (header::CACHE_CONTROL, public),
     ];
-    (headers, state.openapi.to_string()).into_response()
+    (headers, state.openapi).into_response()
 }
 
 /// Tells a role elsewhere whose request this is: the proxies so far, then who

@@ -81,7 +81,7 @@ pub struct State {
     places: Option<PlaceKeys>,
     stats: Arc<HttpStats>,
     started: Instant,
-    openapi: Arc<str>,
+    openapi: bytes::Bytes,
     draining: CancellationToken,
 }
 

@@ -13,9 +13,9 @@ use http::header;
 use sha2::{Digest, Sha256};
 
 /// Only what stands here runs or loads. Stripe's origins are for the Payment Element.
-const POLICY: &str = "default-src 'none'; script-src 'self' https://js.stripe.com; style-src 'self'; \
+const POLICY: &str = "default-src 'none'; script-src 'self' https://js.stripe.com https://*.js.stripe.com; style-src 'self'; \
     img-src 'self' data:; connect-src 'self' https://api.stripe.com; \
-    frame-src https://js.stripe.com https://hooks.stripe.com; form-action 'self'; base-uri 'none'; \
+    frame-src https://js.stripe.com https://*.js.stripe.com https://hooks.stripe.com; form-action 'self'; base-uri 'none'; \
     frame-ancestors 'none'";
 
 const HTML: &str = "text/html; charset=utf-8";

@@ -69,7 +69,7 @@ impl Payments {
     }
 
     /// `again`: who asks by event waits for an answer by event, so what is final is said again.
-    async fn note_cancel(
+    pub(super) async fn note_cancel(
         &self,
         tx: &mut sqlx::PgConnection,
         order_id: Uuid,
@@ -84,7 +84,12 @@ impl Payments {
             return Ok(Noted::Final(Outcome::None));
         }
         match payment.state() {
-            PaymentState::Succeeded => Ok(Noted::Final(Outcome::Succeeded)),
+            PaymentState::Succeeded => {
+                if again {
+                    store::say_again(tx, &payment).await?;
+                }
+                Ok(Noted::Final(Outcome::Succeeded))
+            }
             PaymentState::Cancelled => {
                 if again {
                     store::say(tx, &payment.said_cancelled()).await?;
@@ -123,7 +128,7 @@ impl Payments {
     }
 }
 
-enum Noted {
+pub(super) enum Noted {
     Final(Outcome),
     AskStripe(Box<Payment>),
 }

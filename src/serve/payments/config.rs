@@ -64,6 +64,9 @@ pub struct Config {
     /// How often Stripe's list of events is read for those that no webhook brought
     #[arg(long, env = "TICKETPING_STRIPE_EVENTS_EVERY", value_name = "DURATION", default_value = "60s", value_parser = humantime::parse_duration)]
     pub stripe_events_every: Duration,
+    /// How long a refund may be under way before an alarm asks for a person: cards take seconds, banks up to five working days.
+    #[arg(long, env = "TICKETPING_REFUND_PENDING_MAX", value_name = "DURATION", default_value = "7d", value_parser = humantime::parse_duration)]
+    pub refund_pending_max: Duration,
 }
 
 /// Complete settings.
@@ -80,6 +83,8 @@ pub struct Settings {
     pub rate: Option<StripeRate>,
     pub methods: PaymentMethods,
     pub events_every: Duration,
+    /// How long a refund may be under way without an alarm.
+    pub refund_pending_max: Duration,
 }
 
 const STRIPE: &str = "https://api.stripe.com";
@@ -126,6 +131,7 @@ impl Config {
             rate: self.stripe_rate,
             methods: self.stripe_payment_methods,
             events_every: self.stripe_events_every,
+            refund_pending_max: self.refund_pending_max,
         })
     }
 }

@@ -51,6 +51,14 @@ pub fn routes() -> OpenApiRouter<Payments> {
         .routes(routes!(cancel))
         .merge(webhook)
         .route(
+            "/internal/v1/reconcile/orders",
+            axum::routing::post(super::reconcile::compare),
+        )
+        .route(
+            "/internal/v1/restores/{id}",
+            axum::routing::post(super::scan::restore),
+        )
+        .route(
             "/internal/v1/overview",
             axum::routing::get(super::overview::overview),
         )
@@ -141,7 +149,8 @@ impl Payments {
     }
 }
 
-/// Begin to pay an order. Asking again gives the same payment.
+/// Begin to pay an order. Asking again gives the same payment. An order with nothing to pay has SUCCEEDED at once, without a
+/// `clientSecret`.
 #[utoipa::path(post, path = "/api/v1/payments", tag = "Payment", request_body = NewPaymentBody,
     params(("Idempotency-Key" = Option<String>, Header, description = "1..255 visible ASCII characters")),
     security(("bearer" = [])),
@@ -149,7 +158,7 @@ impl Payments {
         (status = 201, body = PaymentBody),
         (status = 401, description = "UNAUTHENTICATED, TOKEN_EXPIRED", body = ProblemBody),
         (status = 404, description = "ORDER_NOT_FOUND", body = ProblemBody),
-        (status = 409, description = "HOLD_EXPIRED, ORDER_NOT_PAYABLE, IDEMPOTENCY_IN_PROGRESS", body = ProblemBody),
+        (status = 409, description = "HOLD_EXPIRED, ORDER_NOT_PAYABLE, PAYMENT_PROVIDER_REFUSED, IDEMPOTENCY_IN_PROGRESS", body = ProblemBody),
         (status = 422, description = "VALIDATION_FAILED, IDEMPOTENCY_KEY_REUSED", body = ProblemBody),
         (status = 503, description = "UNAVAILABLE: Stripe or a store is away; nothing is lost", body = ProblemBody)))]
 async fn create(
@@ -179,7 +188,8 @@ async fn create(
     .await
 }
 
-/// One of the caller's payments. While it is open, Stripe is asked.
+/// One of the caller's payments, as it is known. While it is open, asking makes sure that news of
+/// Stripe that no webhook brought are taken up within seconds.
 #[utoipa::path(get, path = "/api/v1/payments/{id}", tag = "Payment",
     params(("id" = Uuid, Path)), security(("bearer" = [])),
     responses(
@@ -195,18 +205,11 @@ async fn read(
     let payment = found
         .filter(|payment| payment.user_id == Some(caller.user_id))
         .ok_or(Error::PaymentNotFound)?;
-    if !payment.state().is_open() {
-        return Ok(Json(payments.body(payment)));
+    // One read of Stripe's list for all who ask: a buyer's poll spends nothing of the rate limits.
+    if payment.state().is_open() && payment.intent_id.is_some() {
+        payments.news.notify_one();
     }
-    match payments.refresh(&payment).await {
-        Ok(now) => Ok(Json(payments.body(now))),
-        // What is known is still an answer; the next poll looks again.
-        Err(Error::Stripe(failure)) => {
-            tracing::warn!(payment.id = %id, error = %failure, "payment answered as last known");
-            Ok(Json(payments.body(payment)))
-        }
-        Err(error) => Err(error),
-    }
+    Ok(Json(payments.body(payment)))
 }
 
 /// Stripe's webhook.
@@ -227,13 +230,16 @@ async fn webhook(
         .get("stripe-signature")
         .and_then(|value| value.to_str().ok());
     let now_s = Utc::now().timestamp();
-    signature::verify(
+    let verified = signature::verify(
         &body,
         header.unwrap_or_default(),
         &payments.config.webhook_secrets,
         now_s,
-    )
-    .map_err(Error::BadSignature)?;
+    );
+    if let Err(refused) = verified {
+        payments.note_refused(&body, refused).await;
+        return Err(Error::BadSignature(refused).into());
+    }
     if webhook::keep(&payments.pool, &body).await? {
         payments.worker.notify_one();
     }

@@ -98,24 +98,6 @@ pub fn step(state: PaymentState, seen: Seen) -> Step {
     }
 }
 
-/// Our amounts are in the currency's own minor unit; Stripe's in its own idea of one, which
-/// differs where it keeps two decimals for currencies that have lost theirs.
-/// <https://docs.stripe.com/currencies#special-cases>
-pub fn to_stripe_amount(amount: i64, currency: &str) -> i64 {
-    match currency {
-        "isk" | "ugx" => amount * 100,
-        _ => amount,
-    }
-}
-
-/// The other way round.
-pub fn from_stripe_amount(amount: i64, currency: &str) -> i64 {
-    match currency {
-        "isk" | "ugx" => amount / 100,
-        _ => amount,
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -166,19 +148,6 @@ mod tests {
                     );
                 }
             }
-        }
-    }
-
-    #[test]
-    fn currencies_without_decimals_are_not_multiplied() {
-        assert_eq!(to_stripe_amount(165_000, "krw"), 165_000);
-        assert_eq!(to_stripe_amount(4_950, "usd"), 4_950);
-        assert_eq!(to_stripe_amount(1_500, "isk"), 150_000);
-        for currency in ["krw", "jpy", "usd", "isk", "ugx", "kwd"] {
-            assert_eq!(
-                from_stripe_amount(to_stripe_amount(12_340, currency), currency),
-                12_340
-            );
         }
     }
 }

@@ -10,13 +10,19 @@
 mod begin;
 mod cancel;
 mod config;
+mod disputes;
 mod http;
-mod looks;
 mod machine;
+mod origin;
+mod orphans;
 mod overview;
+mod poller;
+mod reconcile;
 mod refunds;
+mod scan;
 mod settle;
 mod signature;
+mod single_flight;
 mod store;
 mod stripe;
 mod webhook;
@@ -36,11 +42,11 @@ use uuid::Uuid;
 
 pub use self::config::{Config, Settings};
 pub use self::http::{WEBHOOK_BODY_MAX, router, routes};
-use self::looks::Looks;
 use self::machine::PaymentState;
 use self::signature::Refused;
-use self::stripe::{Stripe, StripeFailure};
-use crate::platform::alarms::Alarms;
+use self::single_flight::SingleFlight;
+pub use self::stripe::{ListedIntent, Page, PaymentMethods, Stretch, Stripe, StripeFailure};
+use crate::platform::alarms::{self, Alarms};
 use crate::platform::auth::{InternalSecret, Verifier};
 use crate::platform::db;
 use crate::platform::events::{
@@ -49,16 +55,21 @@ use crate::platform::events::{
 use crate::platform::idempotency;
 use crate::platform::metrics::Metrics;
 use crate::platform::problem::Problem;
+use crate::platform::scans::Scan;
 use crate::platform::tasks::Tasks;
 use crate::platform::upstream::{Upstream, UpstreamError};
 
 /// The schema of this role.
 pub const SCHEMA: &str = "payments";
 /// Its migrations.
-pub static MIGRATOR: crate::platform::db::Migrations = crate::migrations!("payments": "0001_payments", "0002_burnt_keys", "0003_traces", "0004_alarms", "0005_stripe_limits", "0007_leases");
+pub static MIGRATOR: crate::platform::db::Migrations = crate::migrations!("payments": "0001_payments", "0002_burnt_keys", "0003_traces", "0004_alarms", "0005_stripe_limits", "0007_leases", "0008_payment_totals", "0010_refunds_disputes", "0011_reconciliation");
 /// Its name as a consumer of events.
 const CONSUMER: &str = "payments";
 
+/// How often captures without an accounting are looked for: an index that is nearly empty.
+const RECONCILE_EVERY: Duration = Duration::from_secs(4);
+/// How often events that wait for too long, and dead letters, are looked for.
+const WATCH_EVERY: Duration = Duration::from_secs(10);
 const PURGE_EVERY: Duration = Duration::from_secs(600);
 /// How often it is seen whether Stripe was quiet for too long.
 const STRIPE_LOOK_EVERY: Duration = Duration::from_secs(5);
@@ -78,6 +89,8 @@ struct Counters {
     states: Family<ByState, Counter>,
     alarms: Counter,
     claims_failed: Family<ByKind, Counter>,
+    /// Events that were found in Stripe's list.
+    polled: Counter,
 }
 
 impl Counters {
@@ -95,6 +108,11 @@ impl Counters {
     }
 }
 
+/// Does this key of Stripe's move real money?
+pub fn moves_real_money(key: &str) -> bool {
+    stripe::is_live(key)
+}
+
 /// The state of this role. Cheap to clone.
 #[derive(Clone)]
 pub struct Payments {
@@ -107,7 +125,12 @@ pub struct Payments {
     signal: OutboxSignal,
     /// Wakes the worker.
     worker: Arc<Notify>,
-    looks: Arc<Looks>,
+    /// Wakes the reader of Stripe's list of events: somebody waits for news.
+    news: Arc<Notify>,
+    /// Intents being made by this instance.
+    creates: Arc<SingleFlight<begin::Made>>,
+    /// When the last refused webhook was noted.
+    refusals: Arc<webhook::Refusals>,
     counters: Counters,
     totals: Arc<overview::Totals>,
     events: Watch,
@@ -152,6 +175,11 @@ impl Payments {
                 "Times that due work could not be claimed",
                 c.claims_failed,
             );
+            registry.register(
+                "payments_events_polled",
+                "Events found in Stripe's list before a webhook brought them",
+                c.polled,
+            );
         });
         Ok(Self {
             alarms: Alarms::new(SCHEMA, pool.clone()),
@@ -163,7 +191,9 @@ impl Payments {
             config: Arc::new(settings),
             signal: OutboxSignal::new(),
             worker: Arc::default(),
-            looks: Arc::default(),
+            news: Arc::default(),
+            creates: Arc::default(),
+            refusals: Arc::default(),
             counters,
             totals: Arc::default(),
             events: Watch::default(),
@@ -171,8 +201,24 @@ impl Payments {
     }
 
     /// What this role wants a person to see to.
-    pub fn alarms(&self) -> &Alarms {
-        &self.alarms
+    pub fn alarms(&self) -> Alarms {
+        let state = self.clone();
+        self.alarms.clone().acting(Arc::new(move |alarm, action| {
+            let state = state.clone();
+            Box::pin(async move {
+                if alarm.kind != orphans::ORPHAN_CAPTURE || action != orphans::REFUND {
+                    return Err(alarms::unknown_action());
+                }
+                match state.refund_orphan(&alarm.key).await {
+                    Err(Error::OrderNotPayable | Error::PaymentNotFound) => Err(Problem::new(
+                        StatusCode::CONFLICT,
+                        "ACTION_NOT_POSSIBLE",
+                        "Its order stands, or Stripe does not have it.",
+                    )),
+                    done => done.map_err(Problem::from),
+                }
+            })
+        }))
     }
 
     /// The same role, whose calls to Stripe yield to those of buyers.
@@ -203,10 +249,33 @@ pub fn tasks(payments: &Payments, tasks: &Tasks) {
     tasks.spawn("payments.stripe-shares", move || {
         stripe::shares::run(stripe.clone(), pool.clone(), stop.clone())
     });
+    let (state, stop) = (payments.clone(), tasks.token());
+    tasks.spawn("payments.stripe-events", move || {
+        poller::run(state.clone(), stop.clone())
+    });
     let stripe = payments.stripe.clone();
     tasks.every("payments.stripe-health", STRIPE_LOOK_EVERY, move || {
         let stripe = stripe.clone();
         async move { stripe.look_when_quiet().await }
+    });
+    let this = payments.background();
+    tasks.every("payments.overdue", payments.overdue_every(), move || {
+        let this = this.clone();
+        async move {
+            if let Err(error) = this.look_for_overdue().await {
+                tracing::warn!(?error, "the age of refunds is not known now; looking again");
+            }
+        }
+    });
+    reconcilers(payments, tasks);
+    let pool = payments.pool.clone();
+    tasks.every("payments.totals", overview::FOLD_EVERY, move || {
+        let pool = pool.clone();
+        async move {
+            if let Err(error) = overview::fold(&pool).await {
+                tracing::warn!(%error, "totals are added up later");
+            }
+        }
     });
     let pool = payments.pool.clone();
     tasks.every("payments.purge", PURGE_EVERY, move || {
@@ -233,6 +302,45 @@ pub fn outbox(payments: &Payments) -> Outbox {
 #[serde(rename_all = "camelCase")]
 struct CancelRequested {
     order_id: Uuid,
+}
+
+/// Compares payments with orders, and with Stripe's list.
+fn reconcilers(payments: &Payments, tasks: &Tasks) {
+    // Buyers go first at Stripe.
+    let payments = &payments.background();
+    let (state, scan) = (
+        payments.clone(),
+        Scan::new(payments.pool.clone(), "reconcile"),
+    );
+    tasks.every("payments.reconcile", RECONCILE_EVERY, move || {
+        let (state, scan) = (state.clone(), scan.clone());
+        async move { logged("payments and orders", state.reconcile(&scan).await) }
+    });
+    let (state, scan) = (payments.clone(), Scan::new(payments.pool.clone(), "stripe"));
+    let late = Arc::new(scan::Late::default());
+    tasks.every("payments.stripe-scan", scan::SCAN_EVERY, move || {
+        let (state, scan, late) = (state.clone(), scan.clone(), late.clone());
+        async move { logged("payments and Stripe", state.scan_stripe(&scan, &late).await) }
+    });
+    let (state, scan) = (
+        payments.clone(),
+        Scan::new(payments.pool.clone(), "restore"),
+    );
+    tasks.every("payments.restore", scan::MATCH_EVERY, move || {
+        let (state, scan) = (state.clone(), scan.clone());
+        async move { logged("a restore and Stripe", state.match_restores(&scan).await) }
+    });
+    let state = payments.clone();
+    tasks.every("payments.watch-events", WATCH_EVERY, move || {
+        let state = state.clone();
+        async move { logged("events that wait", scan::watch_events(&state).await) }
+    });
+}
+
+fn logged(what: &str, done: Result<(), Error>) {
+    if let Err(error) = done {
+        tracing::warn!(?error, "cannot compare {what} now; trying again");
+    }
 }
 
 /// What this role wants to hear.
@@ -281,6 +389,8 @@ pub(crate) enum Error {
     PaymentNotFound,
     HoldExpired,
     OrderNotPayable,
+    /// Stripe does not take this payment, and never will; its code for why.
+    ProviderRefused(String),
     BadSignature(Refused),
     BadWebhook(&'static str),
     Reservations(UpstreamError),
@@ -317,6 +427,15 @@ impl From<Error> for Problem {
                     "PAYMENT_PROVIDER_REFUSED",
                     "The payment provider does not take this payment. Nothing was charged.",
                 )
+            }
+            Error::ProviderRefused(code) => {
+                return Self::new(
+                    StatusCode::CONFLICT,
+                    "PAYMENT_PROVIDER_REFUSED",
+                    format!(
+                        "The payment provider does not take this payment ({code}), and trying again cannot help. Nothing was charged, and the seats are free again."
+                    ),
+                );
             }
             Error::OrderNotFound => (
                 StatusCode::NOT_FOUND,

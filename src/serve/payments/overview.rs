@@ -14,8 +14,14 @@ use crate::platform::{
     problem::Problem,
 };
 
-/// Totals walk the whole table, so they are counted this seldom; what is open has an index.
+/// Changes of totals are folded this seldom; what is open has an index.
 const TOTALS_EVERY: Duration = Duration::from_secs(5);
+/// And without anybody who looks, so that they do not pile up.
+pub(super) const FOLD_EVERY: Duration = Duration::from_secs(60);
+/// Changes folded in one statement.
+const FOLD_MAX: i64 = 5_000;
+/// And in one go, so that nobody waits for long: the next go takes the rest.
+const FOLDS_MAX: u32 = 20;
 
 #[derive(Debug, Default)]
 pub(super) struct Totals(Mutex<Option<(Instant, Total)>>);
@@ -60,16 +66,43 @@ impl Totals {
         {
             return Ok(total);
         }
+        fold(pool).await?;
         let total = sqlx::query_as(
-            "select count(*) filter (where state = 'SUCCEEDED') as succeeded,
-                    count(*) filter (where amount > 0 and refunded_amount >= amount) as refunded
-             from payments",
+            "select coalesce(sum(succeeded), 0)::bigint as succeeded, coalesce(sum(refunded), 0)::bigint as refunded
+             from (select succeeded, refunded from payment_totals
+                   union all select succeeded, refunded from payment_changes) as counted",
         )
         .fetch_one(pool)
         .await?;
         *kept = Some((Instant::now(), total));
         Ok(total)
     }
+}
+
+/// Folds changes into the totals; any number of instances may.
+pub(super) async fn fold(pool: &PgPool) -> sqlx::Result<()> {
+    for _ in 0..FOLDS_MAX {
+        let folded: i64 = sqlx::query_scalar(
+            "with taken as (
+                 delete from payment_changes where id in (
+                     select id from payment_changes order by id limit $1 for update skip locked)
+                 returning succeeded, refunded),
+             folded as (
+                 insert into payment_totals (succeeded, refunded)
+                 select sum(succeeded), sum(refunded) from taken having count(*) > 0
+                 on conflict (\"only\") do update set succeeded = payment_totals.succeeded + excluded.succeeded,
+                     refunded = payment_totals.refunded + excluded.refunded
+                 returning 1)
+             select count(*) from taken",
+        )
+        .bind(FOLD_MAX)
+        .fetch_one(pool)
+        .await?;
+        if folded < FOLD_MAX {
+            break;
+        }
+    }
+    Ok(())
 }
 
 pub(super) async fn overview(
@@ -82,8 +115,8 @@ pub(super) async fn overview(
         "select count(*) filter (where state in ('REQUIRES_PAYMENT', 'FAILED', 'PROCESSING')) as open,
                 count(*) filter (where state = 'CREATING') as unknown,
                 count(*) filter (where state = 'FAILED') as failed,
-                (select count(*) from refunds where state <> 'SUCCEEDED') as refunds_pending,
-                (select count(*) from refunds where state <> 'SUCCEEDED' and alarmed_at is not null) as refunds_stuck,
+                (select count(*) from refunds where state in ('REQUESTED', 'PENDING')) as refunds_pending,
+                (select count(*) from refunds where state in ('REQUESTED', 'PENDING') and alarmed_at is not null) as refunds_stuck,
                 (select count(*) from webhook_events where processed_at is null) as webhooks_pending,
                 (select coalesce(max(create_wait_ms), 0)::bigint from stripe_shares
                      where leased_until > now()) as create_wait_ms

@@ -4,12 +4,16 @@
 use chrono::{DateTime, Utc};
 use serde_json::json;
 use sqlx::postgres::{PgTypeInfo, PgValueRef};
+use sqlx::types::Json;
 use sqlx::{PgConnection, PgPool, Postgres};
 use uuid::Uuid;
 
-use super::machine::PaymentState;
+use std::collections::BTreeMap;
+
+use super::machine::{PaymentState, Seen};
 use super::stripe::{Intent, NewIntent};
 use super::worker::Look;
+use super::{disputes, refunds};
 use crate::platform::{
     alarms::{self, Alarm},
     events::{NewEvent, outbox},
@@ -38,6 +42,19 @@ pub struct Payment {
     pub created_at: DateTime<Utc>,
     pub succeeded_at: Option<DateTime<Utc>>,
     pub checks: i32,
+    /// What Stripe took, where it may be another amount or currency than was asked for.
+    pub captured_amount: Option<i64>,
+    pub captured_currency: Option<String>,
+    pub refund_version: i64,
+    pub dispute_state: Option<String>,
+    /// Grows with each change that is told of the disputes.
+    pub dispute_version: i64,
+    /// What the intent's metadata says beyond the ids above.
+    pub metadata: Option<Json<BTreeMap<String, String>>>,
+    /// Since when reservations is known to have accounted for this capture.
+    pub accounted_at: Option<DateTime<Utc>>,
+    /// How often it was asked in vain.
+    pub account_tries: i32,
 }
 
 crate::from_row!(Payment {
@@ -60,7 +77,15 @@ crate::from_row!(Payment {
     cleanup,
     created_at,
     succeeded_at,
-    checks
+    checks,
+    captured_amount,
+    captured_currency,
+    refund_version,
+    dispute_state,
+    dispute_version,
+    metadata,
+    accounted_at,
+    account_tries
 });
 
 /// The columns of a [`Payment`], by name and of a fixed type: neither a new column nor a wider
@@ -70,11 +95,11 @@ macro_rules! payment_columns {
         "id, order_id, user_id, performance_id, state, amount::bigint as amount, currency, \
          refunded_amount::bigint as refunded_amount, description, attempt::int as attempt, \
          attempted_at, intent_id, client_secret, failure_code, failure_message, \
-         cancel_requested_at, cleanup, created_at, succeeded_at, checks::int as checks"
+         cancel_requested_at, cleanup, created_at, succeeded_at, checks::int as checks, \
+         captured_amount, captured_currency, refund_version, dispute_state, dispute_version, \
+         metadata, accounted_at, account_tries::int as account_tries"
     };
 }
-pub(super) use payment_columns;
-
 /// [`PaymentState`] as sqlx reads it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct State(pub PaymentState);
@@ -100,6 +125,22 @@ impl Payment {
         self.state.0
     }
 
+    /// What Stripe took, or would take.
+    pub fn captured(&self) -> i64 {
+        self.captured_amount.unwrap_or(self.amount)
+    }
+
+    /// The currency of [`Self::captured`].
+    pub fn captured_currency(&self) -> &str {
+        self.captured_currency.as_deref().unwrap_or(&self.currency)
+    }
+
+    /// Stripe refused to make its intent: the code that it gave.
+    pub fn refused(&self) -> Option<&str> {
+        let never_made = self.state() == PaymentState::Cancelled && self.intent_id.is_none();
+        self.failure_code.as_deref().filter(|_| never_made)
+    }
+
     /// What Stripe is asked to make; the same on every try of this attempt.
     pub fn new_intent(&self) -> NewIntent {
         NewIntent {
@@ -111,6 +152,7 @@ impl Payment {
             currency: self.currency.clone(),
             description: self.description.clone(),
             attempt: self.attempt,
+            extra: self.metadata.clone().map(|Json(m)| m).unwrap_or_default(),
         }
     }
 
@@ -142,7 +184,10 @@ impl Payment {
         )
     }
 
-    pub fn said_refunded(&self, amount: i64) -> NewEvent {
+    /// `payment.refunded`: the refunds as they stand. The amount may have fallen; the version
+    /// orders the news.
+    pub fn said_refunded(&self, refunds: serde_json::Value) -> NewEvent {
+        let (amount, captured) = (self.refunded_amount, self.captured());
         NewEvent::new(
             "payment.refunded",
             self.order_id,
@@ -150,7 +195,10 @@ impl Payment {
                 "paymentId": self.id,
                 "orderId": self.order_id,
                 "amount": amount,
-                "full": amount >= self.amount,
+                "captured": captured,
+                "full": captured > 0 && amount >= captured,
+                "version": self.refund_version,
+                "refunds": refunds,
             }),
         )
     }
@@ -165,6 +213,7 @@ pub struct NewPayment {
     pub amount: i64,
     pub currency: String,
     pub description: String,
+    pub metadata: BTreeMap<String, String>,
     pub check_after_s: f64,
 }
 
@@ -227,12 +276,17 @@ pub async fn lock_by_order(
 }
 
 /// Notes the attempt before Stripe is called. The order's payment, whoever made it first:
-/// one of an earlier request, or the tombstone of a closed order.
-pub async fn note_attempt(conn: &mut PgConnection, new: &NewPayment) -> sqlx::Result<Payment> {
-    sqlx::query(
+/// one of an earlier request, or the tombstone of a closed order. True when it was made now: then
+/// the caller has the lease of [`lease_create`].
+pub async fn note_attempt(
+    conn: &mut PgConnection,
+    new: &NewPayment,
+) -> sqlx::Result<(Payment, bool)> {
+    let made = sqlx::query(
         "insert into payments (id, order_id, user_id, performance_id, state, amount, currency,
-                               description, next_check_at)
-         values ($1, $2, $3, $4, 'CREATING', $5, $6, $7, now() + make_interval(secs => $8))
+                               description, next_check_at, creating_until, metadata)
+         values ($1, $2, $3, $4, 'CREATING', $5, $6, $7, now() + make_interval(secs => $8),
+                 now() + make_interval(secs => $9), $10)
          on conflict on constraint one_payment_an_order do nothing",
     )
     .bind(new.id)
@@ -243,16 +297,110 @@ pub async fn note_attempt(conn: &mut PgConnection, new: &NewPayment) -> sqlx::Re
     .bind(&new.currency)
     .bind(&new.description)
     .bind(new.check_after_s)
+    .bind(CREATE_LEASE_S)
+    .bind(Json(&new.metadata))
     .execute(&mut *conn)
     .await?;
-    sqlx::query_as(concat!(
+    let payment = sqlx::query_as(concat!(
         "select ",
         payment_columns!(),
         " from payments where order_id = $1"
     ))
     .bind(new.order_id)
     .fetch_one(conn)
-    .await
+    .await?;
+    Ok((payment, made.rows_affected() == 1))
+}
+
+/// Who makes the intent asks Stripe; others wait for so long for what comes of it. Should both
+/// ask, the key makes it one intent.
+const CREATE_LEASE_S: f64 = 5.0;
+
+/// Takes the making of this payment's intent, unless another caller has it.
+pub async fn lease_create(pool: &PgPool, id: Uuid) -> sqlx::Result<bool> {
+    let done = sqlx::query(
+        "update payments set creating_until = now() + make_interval(secs => $2)
+         where id = $1 and state = 'CREATING'
+           and (creating_until is null or creating_until < now())",
+    )
+    .bind(id)
+    .bind(CREATE_LEASE_S)
+    .execute(pool)
+    .await?;
+    Ok(done.rows_affected() == 1)
+}
+
+/// The making failed for now: the next caller need not wait.
+pub async fn release_create(pool: &PgPool, id: Uuid) -> sqlx::Result<()> {
+    sqlx::query("update payments set creating_until = null where id = $1 and state = 'CREATING'")
+        .bind(id)
+        .execute(pool)
+        .await?;
+    Ok(())
+}
+
+/// Stripe refuses to make this payment's intent, for good: there is none and will be none.
+pub async fn refuse(
+    conn: &mut PgConnection,
+    id: Uuid,
+    code: &str,
+    message: &str,
+) -> sqlx::Result<()> {
+    sqlx::query(
+        "update payments set state = 'CANCELLED', failure_code = $2, failure_message = $3,
+             cleanup = false, next_check_at = 'infinity', updated_at = now()
+         where id = $1 and state = 'CREATING'",
+    )
+    .bind(id)
+    .bind(code)
+    .bind(message)
+    .execute(conn)
+    .await?;
+    Ok(())
+}
+
+/// When what is known of the intent was true at Stripe (seconds).
+pub async fn intent_at(conn: &mut PgConnection, id: Uuid) -> sqlx::Result<Option<i64>> {
+    sqlx::query_scalar("select intent_at from payments where id = $1")
+        .bind(id)
+        .fetch_one(conn)
+        .await
+}
+
+/// The payment of an order that costs nothing: it has succeeded, which is said once. The order's payment, whoever made it.
+pub async fn note_free(conn: &mut PgConnection, new: &NewPayment) -> sqlx::Result<Payment> {
+    let made = sqlx::query(
+        "insert into payments (id, order_id, user_id, performance_id, state, amount, currency,
+                               description, succeeded_at, next_check_at)
+         values ($1, $2, $3, $4, 'SUCCEEDED', 0, $5, $6, now(), 'infinity')
+         on conflict on constraint one_payment_an_order do update set state = 'SUCCEEDED', succeeded_at = now(),
+             next_check_at = 'infinity', updated_at = now()
+             where payments.state = 'CREATING' and payments.amount = 0",
+    )
+    .bind(new.id)
+    .bind(new.order_id)
+    .bind(new.user_id)
+    .bind(new.performance_id)
+    .bind(&new.currency)
+    .bind(&new.description)
+    .execute(&mut *conn)
+    .await?;
+    let payment = by_order(conn, new.order_id)
+        .await?
+        .ok_or(sqlx::Error::RowNotFound)?;
+    if made.rows_affected() == 1 {
+        say(conn, &payment.said("payment.succeeded")).await?;
+    }
+    Ok(payment)
+}
+
+pub async fn note_intent_at(conn: &mut PgConnection, id: Uuid, at: i64) -> sqlx::Result<()> {
+    sqlx::query("update payments set intent_at = greatest(intent_at, $2) where id = $1")
+        .bind(id)
+        .bind(at)
+        .execute(conn)
+        .await?;
+    Ok(())
 }
 
 /// Makes sure that nobody begins to pay for this order: true when nobody had.
@@ -291,6 +439,7 @@ pub async fn set_state(
     state: PaymentState,
     intent: &Intent,
 ) -> sqlx::Result<Payment> {
+    let paid = intent.seen == Seen::Paid;
     sqlx::query_as(concat!(
         "update payments set
              state = $2,
@@ -299,6 +448,8 @@ pub async fn set_state(
              failure_code = $5, failure_message = $6,
              succeeded_at = case when $2 = 'SUCCEEDED' then coalesce(succeeded_at, now()) end,
              cleanup = cleanup and $2 = 'CANCELLED',
+             captured_amount = coalesce(captured_amount, $7),
+             captured_currency = coalesce(captured_currency, $8),
              updated_at = now()
          where id = $1 returning ",
         payment_columns!()
@@ -309,6 +460,8 @@ pub async fn set_state(
     .bind(&intent.client_secret)
     .bind(&intent.failure_code)
     .bind(&intent.failure_message)
+    .bind(paid.then_some(intent.amount_received))
+    .bind(paid.then_some(&intent.currency))
     .fetch_one(conn)
     .await
 }
@@ -430,4 +583,65 @@ pub fn about<'a>(
 /// Says what happened, in the transaction of it.
 pub async fn say(conn: &mut PgConnection, event: &NewEvent) -> sqlx::Result<()> {
     outbox::append(conn, event).await
+}
+
+/// Says again what is final: the consumer knows what it has seen.
+pub async fn say_again(conn: &mut PgConnection, payment: &Payment) -> sqlx::Result<()> {
+    match payment.state() {
+        PaymentState::Succeeded => {
+            say(conn, &payment.said("payment.succeeded")).await?;
+            refunds::record::publish_again(conn, payment).await?;
+            disputes::publish_again(conn, payment).await
+        }
+        PaymentState::Cancelled => say(conn, &payment.said_cancelled()).await,
+        PaymentState::Creating
+        | PaymentState::RequiresPayment
+        | PaymentState::Failed
+        | PaymentState::Processing => Ok(()),
+    }
+}
+
+/// Captures that reservations is not known to have accounted for, and whose time has come.
+pub async fn unaccounted(pool: &PgPool, limit: i64) -> sqlx::Result<Vec<Payment>> {
+    sqlx::query_as(concat!(
+        "select ",
+        payment_columns!(),
+        " from payments
+         where state = 'SUCCEEDED' and accounted_at is null and account_after <= now()
+         order by account_after limit $1"
+    ))
+    .bind(limit)
+    .fetch_all(pool)
+    .await
+}
+
+/// The payments of these orders.
+pub async fn by_orders(pool: &PgPool, orders: &[Uuid]) -> sqlx::Result<Vec<Payment>> {
+    sqlx::query_as(concat!(
+        "select ",
+        payment_columns!(),
+        " from payments
+         where order_id = any($1)"
+    ))
+    .bind(orders)
+    .fetch_all(pool)
+    .await
+}
+
+/// The payments of these intents, or of these ids.
+pub async fn by_intents(
+    pool: &PgPool,
+    intents: &[String],
+    ids: &[Uuid],
+) -> sqlx::Result<Vec<Payment>> {
+    sqlx::query_as(concat!(
+        "select ",
+        payment_columns!(),
+        " from payments
+         where intent_id = any($1) or id = any($2)"
+    ))
+    .bind(intents)
+    .bind(ids)
+    .fetch_all(pool)
+    .await
 }

@@ -1,24 +1,35 @@
 //! Stripe's webhooks: kept first, answered, then acted on apart.
 //!
-//! An event is a reason to look, never the news itself: what counts is the intent as a fresh
-//! read shows it, so that lost order, duplicates and versions that we do not know harm nothing.
+//! A signed event carries the intent as it was, and that is applied: payments only move forward, so
+//! lost order and duplicates harm nothing. Where that is in doubt (a shape that we do not know, an
+//! intent that is not what we asked for, two events of the same second), the intent is read.
 
-use std::time::Duration;
+use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
 use chrono::{DateTime, Utc};
+use serde::Deserialize;
 use serde_json::Value;
 use sqlx::PgPool;
 use tracing::Instrument;
 
+use super::machine::Seen;
+use super::settle::{Settled, Source};
+use super::signature::Refused;
 use super::store::{self, Payment};
-use super::stripe::StripeFailure;
+use super::stripe::{Intent, StripeDispute, StripeFailure};
 use super::{Error, Payments};
-use crate::platform::{events::NewEvent, telemetry::traces};
-use serde_json::json;
+use crate::platform::telemetry::traces;
 
 /// An event whose object Stripe itself does not know is given up after so many tries.
 const REFUSED_TRIES_MAX: i32 = 8;
 const AGAIN_MAX: Duration = Duration::from_secs(60);
+/// Events of charges that say something which no event of an intent says.
+const ACTED_ON: [&str; 3] = ["charge.refund", "charge.dispute.", "charge.captured"];
+/// A refused webhook is noted at most so often: anybody can send one.
+const REFUSAL_EVERY: Duration = Duration::from_secs(1);
+/// And the list of events is read for its sake at most so often.
+const REFUSAL_NEWS_EVERY: Duration = Duration::from_secs(10);
 /// Of an id or a type: those of Stripe have some thirty bytes.
 const NAME_BYTES_MAX: usize = 255;
 /// Of a text within an event: none that is used here is so long.
@@ -117,6 +128,61 @@ pub(super) async fn keep(pool: &PgPool, body: &[u8]) -> Result<bool, Error> {
     Ok(work)
 }
 
+/// Keeps those events of Stripe's list that no webhook has brought; how many.
+pub(super) async fn keep_found(pool: &PgPool, events: &[Value]) -> sqlx::Result<u64> {
+    let named = events.iter().filter_map(|event| {
+        let name = |field: &str| event[field].as_str().filter(|name| is_name(name));
+        Some((name("id")?, name("type")?, event))
+    });
+    let (mut ids, mut kinds, mut bodies, mut made) = (vec![], vec![], vec![], vec![]);
+    for (id, kind, event) in named {
+        ids.push(id);
+        kinds.push(kind);
+        bodies.push(event.to_string());
+        made.push(event["created"].as_i64());
+    }
+    let kept = sqlx::query(
+        "insert into webhook_events (id, type, payload, event_at, polled)
+         select id, type, payload, event_at, true
+         from unnest($1::text[], $2::text[], $3::text[], $4::bigint[])
+             as found (id, type, payload, event_at)
+         on conflict (id) do nothing",
+    )
+    .bind(ids)
+    .bind(kinds)
+    .bind(bodies)
+    .bind(made)
+    .execute(pool)
+    .await?;
+    Ok(kept.rows_affected())
+}
+
+/// When a refused webhook was last noted, and last led to a read of Stripe's list.
+#[derive(Debug, Default)]
+pub(super) struct Refusals(Mutex<(Option<Instant>, Option<Instant>)>);
+
+impl Refusals {
+    /// Whether to note one now, and whether to read the list for it.
+    fn admit(&self, now: Instant) -> (bool, bool) {
+        let mut last = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let due = |last: &mut Option<Instant>, every| {
+            let due = last.is_none_or(|at| now.duration_since(at) >= every);
+            if due {
+                *last = Some(now);
+            }
+            due
+        };
+        let (noted, news) = &mut *last;
+        (due(noted, REFUSAL_EVERY), due(news, REFUSAL_NEWS_EVERY))
+    }
+}
+
+/// The id that an unproven body claims.
+#[derive(Deserialize)]
+struct Claimed {
+    id: String,
+}
+
 /// What Stripe sent, with nothing in its texts that PostgreSQL or an index would refuse.
 fn cleaned(value: Value) -> Value {
     match value {
@@ -173,6 +239,33 @@ pub(super) async fn purge(pool: &PgPool) -> sqlx::Result<u64> {
 }
 
 impl Payments {
+    /// A webhook whose signature did not fit. Anybody can send one, so it is no alarm by itself:
+    /// it is one when Stripe's list holds an event of the id that it claims.
+    pub(super) async fn note_refused(&self, body: &[u8], refused: Refused) {
+        let (note, news) = self.refusals.admit(Instant::now());
+        if !note || refused == Refused::Malformed {
+            return;
+        }
+        let claimed = serde_json::from_slice::<Claimed>(body).ok();
+        let Some(claimed) = claimed.filter(|claimed| is_name(&claimed.id)) else {
+            return;
+        };
+        let noted = sqlx::query(
+            "insert into webhook_refusals (id, reason) values ($1, $2)
+             on conflict (id) do update set refused_at = now(), reason = excluded.reason",
+        )
+        .bind(&claimed.id)
+        .bind(refused.to_string())
+        .execute(&self.pool)
+        .await;
+        if let Err(error) = noted {
+            tracing::warn!(%error, "cannot note a refused webhook");
+        }
+        if news {
+            self.news.notify_one();
+        }
+    }
+
     pub(super) async fn process_webhook(&self, kept: Kept) -> sqlx::Result<()> {
         let trace = kept.traceparent.as_deref();
         let span = traces::consumer("payments", &kept.kind, &kept.id, trace);
@@ -219,31 +312,76 @@ impl Payments {
             return Ok("OTHER_MODE");
         }
         let object = &event["data"]["object"];
+        if kept.kind.starts_with("payment_intent.")
+            && let Some(outcome) = self.apply_event(&event, object).await?
+        {
+            return Ok(outcome);
+        }
         let family = kept.kind.split('.').next().unwrap_or_default();
         let intent_id = match family {
             "payment_intent" => object["id"].as_str(),
-            // Also `charge.dispute.*`. An expanded intent is an object with an id.
+            // The intent's own events tell the same.
+            "charge" if !ACTED_ON.iter().any(|of| kept.kind.starts_with(of)) => {
+                return Ok("NOTHING");
+            }
+            // An expanded intent is an object with an id.
             "charge" | "refund" => object["payment_intent"]
                 .as_str()
                 .or_else(|| object["payment_intent"]["id"].as_str()),
             _ => return Ok("NOT_OURS"),
         };
-        let Some(intent_id) = intent_id else {
+        let Some(intent_id) = intent_id.filter(|id| is_name(id)) else {
             return Ok("NO_INTENT");
         };
         let Some(payment) = self.owner_of(intent_id).await? else {
             return Ok("NOT_OURS");
         };
         if kept.kind.starts_with("charge.dispute.") {
-            self.disputed(kept, &payment, object).await?;
+            let Some(told) = StripeDispute::read(object) else {
+                return Ok("NO_DISPUTE");
+            };
+            self.background().on_dispute(&payment, told).await?;
             return Ok("DISPUTED");
         }
         if family == "refund" || kept.kind.starts_with("charge.refund") {
-            self.sync_refunds(&payment).await?;
-            self.hurry_refund(&payment).await?;
+            self.background().sync_refunds(&payment).await?;
             return Ok("REFUNDS");
         }
         Ok("DONE")
+    }
+
+    /// Applies what the event says of its intent. `None` where the intent is to be read.
+    async fn apply_event(
+        &self,
+        event: &Value,
+        object: &Value,
+    ) -> Result<Option<&'static str>, Error> {
+        let Some(intent) = Intent::of_event(object) else {
+            return Ok(None);
+        };
+        let known = match (
+            store::by_intent(&self.pool, &intent.id).await?,
+            intent.payment_id,
+        ) {
+            (Some(known), _) => Some(known),
+            (None, Some(id)) => store::by_id(&mut *self.pool.acquire().await?, id).await?,
+            (None, None) => return Ok(Some("NOT_OURS")),
+        };
+        let Some(payment) = known else {
+            // Money without a payment is seen to, whoever's it is.
+            let captured = intent.seen == Seen::Paid;
+            return Ok((!captured).then_some("NOT_OURS"));
+        };
+        let source = Source::Event {
+            made_at: event["created"].as_i64(),
+        };
+        match self.settle_by(&payment, &intent, source).await? {
+            Settled::Now(_) => Ok(Some("DONE")),
+            Settled::InDoubt(why) => {
+                tracing::debug!(intent.id, why, "the intent of a webhook is read");
+                Ok(None)
+            }
+        }
     }
 
     /// The payment of this intent, brought up to date. An intent that we never noted names its
@@ -256,66 +394,23 @@ impl Payments {
         {
             return Ok(Some(known.clone()));
         }
-        let intent = self.stripe.intent(intent_id).await.map_err(Error::Stripe)?;
+        let intent = match self.stripe.intent(intent_id).await {
+            Ok(intent) => intent,
+            // Nobody's: Stripe does not know it, and neither do we.
+            Err(StripeFailure::Refused { status: 404, .. }) if known.is_none() => return Ok(None),
+            Err(failure) => return Err(Error::Stripe(failure)),
+        };
         let payment = match (known, intent.payment_id) {
             (Some(known), _) => known,
             (None, Some(id)) => {
                 let named = store::by_id(&mut *self.pool.acquire().await?, id).await?;
-                let Some(named) = named else { return Ok(None) };
+                let Some(named) = named else {
+                    return self.adopt(&intent, false).await;
+                };
                 named
             }
             (None, None) => return Ok(None),
         };
         Ok(Some(self.settle(&payment, &intent).await?))
-    }
-
-    /// A dispute takes the money back without asking us; a person must answer it at Stripe.
-    async fn disputed(&self, kept: &Kept, payment: &Payment, dispute: &Value) -> Result<(), Error> {
-        let status = dispute["status"].as_str().unwrap_or("unknown");
-        let detail = format!(
-            "{} {}: {} ({status})",
-            kept.kind,
-            dispute["id"].as_str().unwrap_or("?"),
-            dispute["reason"].as_str().unwrap_or("no reason given"),
-        );
-        let mut tx = self.pool.begin().await?;
-        if !store::alarm(&mut tx, "DISPUTE", payment, &detail).await? {
-            return Ok(());
-        }
-        sqlx::query("update payments set disputed_at = coalesce(disputed_at, now()) where id = $1")
-            .bind(payment.id)
-            .execute(&mut *tx)
-            .await?;
-        let event = NewEvent::new(
-            "payment.disputed",
-            payment.order_id,
-            &json!({
-                "paymentId": payment.id,
-                "orderId": payment.order_id,
-                "disputeId": dispute["id"],
-                "status": status,
-                "reason": dispute["reason"],
-                "amount": dispute["amount"],
-            }),
-        );
-        store::say(&mut tx, &event).await?;
-        tx.commit().await?;
-        self.counters.alarms.inc();
-        self.signal.wake();
-        Ok(())
-    }
-
-    /// A pending refund of ours may just have ended, well or badly: look now.
-    async fn hurry_refund(&self, payment: &Payment) -> sqlx::Result<()> {
-        let hurried = sqlx::query(
-            "update refunds set next_try_at = now() where payment_id = $1 and state = 'PENDING'",
-        )
-        .bind(payment.id)
-        .execute(&self.pool)
-        .await?;
-        if hurried.rows_affected() > 0 {
-            self.worker.notify_one();
-        }
-        Ok(())
     }
 }

@@ -14,6 +14,7 @@ use tokio_util::sync::CancellationToken;
 use super::machine::PaymentState;
 use super::refunds::{self, Refund};
 use super::store::{self, Payment};
+use super::stripe::StripeFailure;
 use super::webhook::{self, Kept};
 use super::{Error, Payments};
 use crate::platform::{db, tasks};
@@ -40,20 +41,20 @@ const KEY_TRUSTED_H: i64 = 20;
 enum Work {
     Webhook(Kept),
     Refund(Refund),
-    Look(Look),
+    Look(Box<Look>),
 }
 
 /// A payment to be looked at, and until when that is ours to do.
 #[derive(Debug)]
 pub struct Look {
-    payment: Payment,
+    payment: Box<Payment>,
     leased_until: DateTime<Utc>,
 }
 
 impl<'r> FromRow<'r, PgRow> for Look {
     fn from_row(row: &'r PgRow) -> sqlx::Result<Self> {
         Ok(Self {
-            payment: Payment::from_row(row)?,
+            payment: Box::new(Payment::from_row(row)?),
             leased_until: row.try_get("leased_until")?,
         })
     }
@@ -154,7 +155,9 @@ impl Kind {
             }
             Self::Looks => {
                 let due = store::claim_due(pool, room, LEASE_S).await?;
-                due.into_iter().map(Work::Look).collect()
+                due.into_iter()
+                    .map(|look| Work::Look(Box::new(look)))
+                    .collect()
             }
         })
     }
@@ -279,8 +282,8 @@ impl Payments {
         }
         match payment.state() {
             PaymentState::Creating if expired_key(payment) => self.give_up_attempt(payment).await,
-            PaymentState::Creating => match self.make_intent(payment).await {
-                Ok(_) | Err(Error::HoldExpired) => Ok(()),
+            PaymentState::Creating => match self.make_intent_once(payment, false).await {
+                Ok(_) | Err(Error::HoldExpired | Error::ProviderRefused(_)) => Ok(()),
                 Err(error) => Err(error),
             },
             PaymentState::RequiresPayment | PaymentState::Failed | PaymentState::Processing => {
@@ -307,6 +310,11 @@ impl Payments {
             // Repeating the attempt finds what it made; nobody else can.
             None => {
                 let made = self.stripe.create_intent(&payment.new_intent()).await;
+                if let Err(StripeFailure::Refused { .. }) = &made {
+                    // That attempt made nothing, and never will.
+                    store::cleaned(&self.pool, payment.id).await?;
+                    return Ok(());
+                }
                 let made = made.map_err(Error::Stripe)?;
                 self.stripe
                     .cancel_intent(&made.id)

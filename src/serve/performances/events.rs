@@ -1,7 +1,7 @@
 //! Sold counters, kept from what reservations tell of orders.
 
 use serde::Deserialize;
-use sqlx::PgPool;
+use sqlx::{PgConnection, PgPool};
 use uuid::Uuid;
 
 use crate::platform::events::{Event, HandlerError, Subscription, handler, inbox};
@@ -26,7 +26,7 @@ pub fn subscriptions(pool: &PgPool) -> Vec<Subscription> {
     }]
 }
 
-#[derive(Deserialize)]
+#[derive(Debug, Deserialize)]
 #[serde(rename_all = "camelCase")]
 struct OrderEvent {
     order_id: Uuid,
@@ -66,6 +66,52 @@ async fn count(pool: &PgPool, event: &Event) -> Result<(), HandlerError> {
     if !inbox::first_time(&mut tx, CONSUMER, event.id).await? {
         return Ok(());
     }
+    apply(&mut tx, &order, &[&event.kind]).await?;
+    tx.commit().await?;
+    Ok(())
+}
+
+/// A sale as reservations has it, whatever events came of it.
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub(super) struct Sale {
+    #[serde(flatten)]
+    order: OrderEvent,
+    /// Refunded or cancelled since.
+    ended: bool,
+}
+
+/// Counts what no event told. How many orders that were.
+pub(super) async fn count_missed(pool: &PgPool, sales: &[Sale]) -> sqlx::Result<usize> {
+    let ids: Vec<Uuid> = sales.iter().map(|s| s.order.order_id).collect();
+    let ended: Vec<bool> = sales.iter().map(|s| s.ended).collect();
+    let missed: Vec<Uuid> = sqlx::query_scalar(
+        "select t.id from unnest($1::uuid[], $2::bool[]) as t (id, ended)
+         left join counted_orders c on c.order_id = t.id
+         where c.order_id is null or not c.confirmed or t.ended and not c.refunded",
+    )
+    .bind(&ids)
+    .bind(&ended)
+    .fetch_all(pool)
+    .await?;
+    for sale in sales.iter().filter(|s| missed.contains(&s.order.order_id)) {
+        let kinds: &[&str] = match sale.ended {
+            true => &[CONFIRMED, REFUNDED],
+            false => &[CONFIRMED],
+        };
+        let mut tx = pool.begin().await?;
+        apply(&mut tx, &sale.order, kinds).await?;
+        tx.commit().await?;
+        tracing::warn!(
+            order.id = %sale.order.order_id,
+            "order {} was sold and no event told; it is counted now", sale.order.order_id
+        );
+    }
+    Ok(missed.len())
+}
+
+/// Counts an order once, whatever is told of it and however often.
+async fn apply(tx: &mut PgConnection, order: &OrderEvent, kinds: &[&str]) -> sqlx::Result<()> {
     // Locks the order's row, and tells what was known before.
     let before: Heard = sqlx::query_as(
         "insert into counted_orders (order_id, schedule_id, seats, confirmed, refunded)
@@ -78,7 +124,7 @@ async fn count(pool: &PgPool, event: &Event) -> Result<(), HandlerError> {
     .bind(order.seat_count)
     .fetch_one(&mut *tx)
     .await?;
-    let after = before.and(&event.kind);
+    let after = kinds.iter().fold(before, |heard, kind| heard.and(kind));
     let change = (i32::from(after.counts()) - i32::from(before.counts())) * order.seat_count;
     if after != before {
         sqlx::query("update counted_orders set confirmed = $2, refunded = $3 where order_id = $1")
@@ -98,7 +144,6 @@ async fn count(pool: &PgPool, event: &Event) -> Result<(), HandlerError> {
         .execute(&mut *tx)
         .await?;
     }
-    tx.commit().await?;
     Ok(())
 }
 

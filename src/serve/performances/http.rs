@@ -6,7 +6,7 @@ use axum::{
 };
 use chrono::{DateTime, Utc};
 use http::{HeaderMap, HeaderValue, StatusCode, header};
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use sqlx::PgPool;
 use utoipa::ToSchema;
 use utoipa_axum::{router::OpenApiRouter, routes};
@@ -39,7 +39,12 @@ pub fn routes() -> OpenApiRouter<Performances> {
             "/internal/v1/overview",
             axum::routing::get(super::overview::overview),
         )
+        .route(
+            crate::platform::catalogue_changes::PATH,
+            axum::routing::get(super::changes::changes),
+        )
         .route("/internal/v1/performances", axum::routing::get(on_sale))
+        .route("/internal/v1/sales", axum::routing::post(count_sales))
         .route("/internal/v1/performances/{id}", axum::routing::get(facts))
         .route(
             "/internal/v1/schedules/{id}/catalogue",
@@ -65,7 +70,7 @@ impl Booking {
     fn at(now: DateTime<Utc>, performance: &store::Performance) -> Self {
         if now < performance.booking_opens_at {
             Self::Upcoming
-        } else if now >= performance.booking_closes_at {
+        } else if now >= performance.closes_at() {
             Self::Closed
         } else if performance.remaining_seats == 0 {
             Self::SoldOut
@@ -96,7 +101,7 @@ pub struct PerformanceBody {
     booking_opens_at: DateTime<Utc>,
     booking_closes_at: DateTime<Utc>,
     booking: Booking,
-    /// Seats not sold, of all schedules; held ones count.
+    /// Seats not sold, of all schedules that can still be booked; held ones count.
     remaining_seats: i64,
     total_seats: i64,
 }
@@ -148,7 +153,9 @@ pub struct ScheduleBody {
     id: Uuid,
     performance_id: Uuid,
     starts_at: DateTime<Utc>,
-    /// Seats not sold; held ones count.
+    /// Until when it can be booked: its start, where nothing earlier is set.
+    sales_end_at: DateTime<Utc>,
+    /// Seats not sold; held ones count. None once sales have ended.
     remaining_seats: i32,
     total_seats: i32,
 }
@@ -159,6 +166,7 @@ impl From<store::Schedule> for ScheduleBody {
             id: row.id,
             performance_id: row.performance_id,
             starts_at: row.starts_at,
+            sales_end_at: row.sales_end_at,
             remaining_seats: row.remaining_seats,
             total_seats: row.total_seats,
         }
@@ -299,7 +307,7 @@ async fn render_schedules(
             return Err(
                 Problem::new(StatusCode::CONFLICT, "BOOKING_NOT_OPEN", detail)
                     .with("opensAt", serde_json::json!(row.booking_opens_at))
-                    .with("closesAt", serde_json::json!(row.booking_closes_at)),
+                    .with("closesAt", serde_json::json!(row.closes_at())),
             );
         }
     }
@@ -346,9 +354,13 @@ struct Facts {
     title: String,
     venue_name: String,
     booking_opens_at: DateTime<Utc>,
+    /// When nothing can be booked any more: also when the sales of the last schedule have ended.
     booking_closes_at: DateTime<Utc>,
     total_seats: i64,
     schedule_ids: Vec<Uuid>,
+    /// Of the schedules that are still sold.
+    open_seats: i64,
+    open_schedule_ids: Vec<Uuid>,
 }
 
 async fn facts(
@@ -361,11 +373,13 @@ async fn facts(
         .ok_or_else(performance_not_found)?;
     Ok(Json(Facts {
         schedule_ids: store::schedule_ids(&state.pool, id).await?,
+        open_schedule_ids: store::open_schedule_ids(&state.pool, id).await?,
+        open_seats: row.open_seats,
+        booking_closes_at: row.closes_at(),
         id,
         title: row.title,
         venue_name: row.venue_name,
         booking_opens_at: row.booking_opens_at,
-        booking_closes_at: row.booking_closes_at,
         total_seats: row.total_seats,
     }))
 }
@@ -378,8 +392,31 @@ struct CatalogueHead {
     performance_title: String,
     venue_name: String,
     starts_at: DateTime<Utc>,
+    sales_end_at: DateTime<Utc>,
     booking_opens_at: DateTime<Utc>,
     booking_closes_at: DateTime<Utc>,
+}
+
+/// What reservations has sold.
+#[derive(Deserialize)]
+struct Sold {
+    sales: Vec<super::events::Sale>,
+}
+
+/// How many of them no event had told.
+#[derive(Serialize)]
+struct Missed {
+    missed: usize,
+}
+
+/// Counts the sales that no event told.
+async fn count_sales(
+    _: Internal,
+    State(state): State<Performances>,
+    Json(sold): Json<Sold>,
+) -> Result<Json<Missed>, Problem> {
+    let missed = super::events::count_missed(&state.pool, &sold.sales).await?;
+    Ok(Json(Missed { missed }))
 }
 
 async fn catalogue(
@@ -399,6 +436,7 @@ async fn catalogue(
         performance_title: performance.title,
         venue_name: performance.venue_name,
         starts_at: schedule.starts_at,
+        sales_end_at: schedule.sales_end_at,
         booking_opens_at: performance.booking_opens_at,
         booking_closes_at: performance.booking_closes_at,
     })

@@ -6,6 +6,7 @@
 //! whatever order its events come. Never says which seat is free: reservations do.
 
 mod board;
+mod changes;
 mod events;
 mod http;
 mod overview;
@@ -25,7 +26,7 @@ use crate::platform::{
 pub const SCHEMA: &str = "performances";
 /// Its migrations.
 pub static MIGRATOR: crate::platform::db::Migrations =
-    crate::migrations!("performances": "0001_performances", "0002_leases");
+    crate::migrations!("performances": "0001_performances", "0002_leases", "0003_sales_end");
 
 /// The state of this role. Cheap to clone.
 #[derive(Clone)]

@@ -20,8 +20,20 @@ pub struct Performance {
     pub currency: String,
     pub booking_opens_at: DateTime<Utc>,
     pub booking_closes_at: DateTime<Utc>,
+    /// When the sales of its last schedule end.
+    pub sales_end_at: Option<DateTime<Utc>>,
     pub total_seats: i64,
+    /// Seats of the schedules that are still sold.
+    pub open_seats: i64,
     pub remaining_seats: i64,
+}
+
+impl Performance {
+    /// When nothing can be booked any more.
+    pub fn closes_at(&self) -> DateTime<Utc> {
+        let closes = self.booking_closes_at;
+        self.sales_end_at.map_or(closes, |ends| ends.min(closes))
+    }
 }
 
 crate::from_row!(Performance {
@@ -36,7 +48,9 @@ crate::from_row!(Performance {
     currency,
     booking_opens_at,
     booking_closes_at,
+    sales_end_at,
     total_seats,
+    open_seats,
     remaining_seats
 });
 
@@ -45,6 +59,7 @@ pub struct Schedule {
     pub id: Uuid,
     pub performance_id: Uuid,
     pub starts_at: DateTime<Utc>,
+    pub sales_end_at: DateTime<Utc>,
     pub total_seats: i32,
     pub remaining_seats: i32,
 }
@@ -53,6 +68,7 @@ crate::from_row!(Schedule {
     id,
     performance_id,
     starts_at,
+    sales_end_at,
     total_seats,
     remaining_seats
 });
@@ -73,13 +89,18 @@ macro_rules! performance_sql {
             "select p.id, p.title, p.description, p.venue_id, v.name as venue_name,
                     v.address as venue_address, p.runtime_minutes::int as runtime_minutes, p.age_rating, p.currency,
                     p.booking_opens_at, p.booking_closes_at,
+                    left_over.sales_end_at,
                     coalesce(left_over.total, 0)::bigint as total_seats,
+                    coalesce(left_over.open, 0)::bigint as open_seats,
                     coalesce(left_over.remaining, 0)::bigint as remaining_seats
              from performances p
              join venues v on v.id = p.venue_id
              left join lateral (
                  select sum(s.total_seats) as total,
-                        sum(least(greatest(s.total_seats - coalesce(sales.sold, 0), 0), s.total_seats)) as remaining
+                        max(least(s.sales_end_at, s.starts_at)) as sales_end_at,
+                        sum(s.total_seats) filter (where least(s.sales_end_at, s.starts_at) > now()) as open,
+                        sum(least(greatest(s.total_seats - coalesce(sales.sold, 0), 0), s.total_seats))
+                            filter (where least(s.sales_end_at, s.starts_at) > now()) as remaining
                  from schedules s left join schedule_sales sales on sales.schedule_id = s.id
                  where s.performance_id = p.id) left_over on true ",
             $tail
@@ -91,7 +112,10 @@ macro_rules! schedule_sql {
     ($tail:literal) => {
         concat!(
             "select s.id, s.performance_id, s.starts_at, s.total_seats::int as total_seats,
-                    least(greatest(s.total_seats - coalesce(sales.sold, 0), 0), s.total_seats)::int as remaining_seats
+                    least(s.sales_end_at, s.starts_at) as sales_end_at,
+                    (case when least(s.sales_end_at, s.starts_at) > now()
+                        then least(greatest(s.total_seats - coalesce(sales.sold, 0), 0), s.total_seats)
+                        else 0 end)::int as remaining_seats
              from schedules s left join schedule_sales sales on sales.schedule_id = s.id ",
             $tail
         )
@@ -164,6 +188,17 @@ pub async fn schedule_ids(pool: &PgPool, performance: Uuid) -> sqlx::Result<Vec<
         .bind(performance)
         .fetch_all(pool)
         .await
+}
+
+/// The schedules that are still sold.
+pub async fn open_schedule_ids(pool: &PgPool, performance: Uuid) -> sqlx::Result<Vec<Uuid>> {
+    sqlx::query_scalar(
+        "select id from schedules where performance_id = $1 and least(sales_end_at, starts_at) > now()
+         order by starts_at, id",
+    )
+    .bind(performance)
+    .fetch_all(pool)
+    .await
 }
 
 pub async fn schedule(pool: &PgPool, id: Uuid) -> sqlx::Result<Option<Schedule>> {

@@ -2,14 +2,17 @@
 
 use axum::extract::State as Extract;
 use chrono::{DateTime, Utc};
+use http::StatusCode;
 use serde::{Deserialize, Deserializer};
 use utoipa::ToSchema;
 use uuid::Uuid;
 
 use super::{
     State,
+    epochs::{self, Registrations},
     error::Error,
-    settings::{self, Change, Settings},
+    live::Live,
+    settings::{self, Change, ChangeError, Stored},
 };
 use crate::platform::{
     auth::Admin,
@@ -19,6 +22,10 @@ use crate::platform::{
 };
 
 const REASON_MAX: usize = 500;
+/// A store that takes longer than this counts as away: an operator waits seconds, not a minute.
+const STORES_MAX: std::time::Duration = std::time::Duration::from_secs(3);
+/// The year 2000.
+const EARLIEST_S: i64 = 946_684_800;
 
 /// A change of a queue's settings; what is absent stays.
 #[derive(Debug, Deserialize, ToSchema)]
@@ -98,26 +105,67 @@ impl Patch {
         }
     }
 
-    fn apply(&self, settings: &mut Settings) {
-        fn set<T: Clone>(to: &mut T, from: &Option<T>) {
-            if let Some(value) = from {
-                *to = value.clone();
-            }
-        }
+    fn apply(&self, row: &mut Stored) {
         let ms = |seconds: Option<i64>| seconds.map(|s| s * 1000);
-        set(&mut settings.max_working, &self.max_working);
-        set(&mut settings.working_ttl_ms, &ms(self.working_ttl_seconds));
-        set(&mut settings.claim_ttl_ms, &ms(self.claim_ttl_seconds));
-        set(&mut settings.hold_ttl_ms, &ms(self.hold_ttl_seconds));
-        set(
-            &mut settings.admissions_per_minute,
-            &self.admissions_per_minute,
-        );
-        set(&mut settings.queue_factor, &self.queue_factor);
-        set(&mut settings.paused, &self.paused);
-        set(&mut settings.draining, &self.draining);
-        set(&mut settings.pre_queue_opens_at, &self.pre_queue_opens_at);
+        row.max_working = self.max_working.or(row.max_working);
+        row.working_ttl_ms = ms(self.working_ttl_seconds).or(row.working_ttl_ms);
+        row.claim_ttl_ms = ms(self.claim_ttl_seconds).or(row.claim_ttl_ms);
+        row.hold_ttl_ms = ms(self.hold_ttl_seconds).or(row.hold_ttl_ms);
+        row.queue_factor = self.queue_factor.or(row.queue_factor);
+        row.paused = self.paused.unwrap_or(row.paused);
+        row.draining = self.draining.unwrap_or(row.draining);
+        if let Some(limit) = self.admissions_per_minute {
+            (row.admissions_per_minute, row.admissions_default) = (limit, false);
+        }
+        if let Some(at) = self.pre_queue_opens_at {
+            row.pre_queue_opens_at = at;
+        }
     }
+
+    /// The pre-queue opens before booking does, and stays while it has registrations.
+    async fn check_pre_queue(&self, state: &State, live: &Live) -> Result<(), Problem> {
+        let Some(at) = self.pre_queue_opens_at else {
+            return Ok(());
+        };
+        let before = live.rules.load().settings.pre_queue_opens_at;
+        if at == before {
+            return Ok(());
+        }
+        let pool = &state.deps().pool;
+        let draw = tokio::time::timeout(STORES_MAX, epochs::registrations(pool, live.id))
+            .await
+            .map_err(|_| unavailable("PostgreSQL did not answer in time; nothing was changed"))?
+            .map_err(Error::from)?;
+        let fixed = |detail: &str| Problem::new(StatusCode::CONFLICT, "DRAW_FIXED", detail);
+        match (at, draw) {
+            (_, Registrations::Drawn) => Err(fixed(
+                "The draw of this pre-queue is made; its time cannot be changed any more.",
+            )),
+            (None, Registrations::Some) => Err(fixed(
+                "People have registered for this pre-queue; it cannot be removed.",
+            )),
+            (Some(at), _) => within(at, live.rules.load().facts.booking_opens_at),
+            (None, Registrations::None) => Ok(()),
+        }
+    }
+}
+
+/// A pre-queue opens before the booking, in a year that a calendar has.
+fn within(at: DateTime<Utc>, opens: Option<DateTime<Utc>>) -> Result<(), Problem> {
+    let wrong = |message: &str| {
+        let field = FieldError::new("preQueueOpensAt", message);
+        Err(Problem::validation(vec![field]))
+    };
+    match opens {
+        None => wrong("needs a performance whose booking has an opening time"),
+        Some(opens) if at >= opens => wrong("must be before bookingOpensAt"),
+        Some(_) if at.timestamp() < EARLIEST_S => wrong("must not be before the year 2000"),
+        Some(_) => Ok(()),
+    }
+}
+
+fn unavailable(detail: &'static str) -> Problem {
+    Problem::new(StatusCode::SERVICE_UNAVAILABLE, "UNAVAILABLE", detail).retry_after(2)
 }
 
 /// Change a queue's settings; in effect at once, and kept with who, when and why.
@@ -125,7 +173,10 @@ impl Patch {
     params(("performanceId" = Uuid, Path)), security(("accessToken" = [])), request_body = Patch,
     responses(
         (status = 200, body = overview::Settings),
-        (status = 403, body = ProblemBody), (status = 404, body = ProblemBody), (status = 422, body = ProblemBody)))]
+        (status = 403, body = ProblemBody), (status = 404, body = ProblemBody),
+        (status = 409, body = ProblemBody, description = "DRAW_FIXED: the change would remove a pre-queue that has registrations, or move a draw that is made"),
+        (status = 422, body = ProblemBody),
+        (status = 503, body = ProblemBody, description = "UNAVAILABLE: nothing was changed; CHANGE_UNKNOWN: PostgreSQL did not say whether it was")))]
 pub(super) async fn change(
     Extract(state): Extract<State>,
     Admin(operator): Admin,
@@ -133,20 +184,52 @@ pub(super) async fn change(
     Json(patch): Json<Patch>,
 ) -> Result<Json<overview::Settings>, Problem> {
     patch.check()?;
-    let live = state.live(performance).await?;
+    let live = tokio::time::timeout(STORES_MAX, state.live(performance))
+        .await
+        .map_err(|_| unavailable("The queue did not load in time; nothing was changed."))??;
+    patch.check_pre_queue(&state, &live).await?;
     let deps = state.deps();
-    let after = settings::change(
+    let made = settings::change(
         &deps.pool,
         performance,
         &deps.config,
         operator.user_id,
         patch.reason.trim(),
-        |settings| patch.apply(settings),
+        |row| {
+            patch.apply(row);
+            Ok(())
+        },
     )
-    .await
-    .map_err(Error::from)?;
-    state.refresh_rules(&live).await?;
+    .await;
+    let after = match made {
+        Ok(after) => after,
+        Err(ChangeError::Refused(problem)) => return Err(problem),
+        Err(ChangeError::NotMade(error)) => {
+            tracing::warn!(performance.id = %performance, error, "failed to change queue settings");
+            return Err(unavailable("The change was not made; try again."));
+        }
+        Err(ChangeError::Unknown(error)) => {
+            tracing::error!(performance.id = %performance, error, "failed to confirm a change of queue settings");
+            return Err(Problem::new(
+                StatusCode::SERVICE_UNAVAILABLE,
+                "CHANGE_UNKNOWN",
+                "PostgreSQL did not say whether the change was made; read the settings before you try again.",
+            )
+            .retry_after(2));
+        }
+    };
     tracing::info!(performance.id = %performance, actor.id = %operator.user_id, settings = ?after, "queue settings changed");
+    // The change holds; Redis is told now, or by the next look at the settings' versions.
+    let applied = state.apply_settings(&live, after.clone());
+    match tokio::time::timeout(STORES_MAX, applied).await {
+        Ok(Ok(())) => {}
+        Ok(Err(error)) => {
+            tracing::warn!(performance.id = %performance, %error, "failed to apply changed queue settings; trying again");
+        }
+        Err(_) => {
+            tracing::warn!(performance.id = %performance, "changed queue settings are applied late: a store is slow");
+        }
+    }
     Ok(Json(after.shown()))
 }
 

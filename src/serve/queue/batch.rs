@@ -59,12 +59,17 @@ impl<I, O> Batcher<I, O> {
     /// The next batch, in order of arrival; None ends the loop.
     pub fn take(&self, max: usize) -> Option<(Vec<I>, Vec<oneshot::Sender<O>>)> {
         let mut state = self.lock();
+        // A caller that has hung up hears no answer: nothing is done for it.
+        while (state.pending.front()).is_some_and(|(_, caller)| caller.is_closed()) {
+            state.pending.pop_front();
+        }
         if state.pending.is_empty() {
             state.running = false;
             return None;
         }
         let count = state.pending.len().min(max);
-        Some(state.pending.drain(..count).unzip())
+        let batch = state.pending.drain(..count);
+        Some(batch.filter(|(_, caller)| !caller.is_closed()).unzip())
     }
 
     fn lock(&self) -> MutexGuard<'_, State<I, O>> {

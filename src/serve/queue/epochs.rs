@@ -35,6 +35,18 @@ pub struct Epoch {
     pub fresh_from: i32,
     /// Somebody opened it a moment ago, and may be about to begin it in Redis.
     pub just_opened: bool,
+    /// An instance has opened it, or written down a reading of it, within the last seconds.
+    pub alive: bool,
+    /// The newest reading written down: the script's clock, ms.
+    pub clock: i64,
+    /// What had been served a poll interval before that.
+    pub served_then: i64,
+    /// The process of the Redis where it lives.
+    pub store: String,
+    /// Pairs (above, up to) of numbers that were never issued.
+    pub skips: Vec<i64>,
+    /// How long nobody could be served before it began, ms.
+    pub lost_ms: i64,
 }
 
 impl Epoch {
@@ -56,6 +68,12 @@ crate::from_row!(Epoch {
     draw_lo,
     fresh_from,
     just_opened,
+    alive,
+    clock,
+    served_then,
+    store,
+    skips,
+    lost_ms,
 });
 
 /// What an [`Epoch`] is read from.
@@ -63,7 +81,8 @@ macro_rules! epoch_columns {
     () => {
         "epoch::int as epoch, base, ceiling, served, last, lost_served, cut_lo, cut_hi, draw_lo,
          fresh_from::int as fresh_from,
-         opened_at > now() - interval '2 seconds' as just_opened"
+         opened_at > now() - interval '2 seconds' as just_opened,
+         live_at > now() - interval '5 seconds' as alive, clock, served_then, store, skips, lost_ms"
     };
 }
 
@@ -79,24 +98,37 @@ pub async fn load(pool: &PgPool, performance: Uuid) -> sqlx::Result<Option<Epoch
     .await
 }
 
-/// Opens the epoch after `seen` (None: the first), by compare-and-set; `served`
-/// is the highest number the caller knows to have been served. None: another
-/// instance was faster.
+/// What the instance that opens an epoch knows of the one before.
+#[derive(Clone, Debug, Default)]
+pub struct Known {
+    /// The highest number that was served.
+    pub served: i64,
+    /// The highest number that was issued.
+    pub last: i64,
+    /// How long nobody could be served, ms.
+    pub lost_ms: i64,
+    /// The process of the Redis where the epoch is to live.
+    pub store: String,
+}
+
+/// Opens the epoch after `seen` (None: the first), by compare-and-set. None: another instance was
+/// faster.
 pub async fn open(
     pool: &PgPool,
     performance: Uuid,
     seen: Option<i32>,
-    served: i64,
+    known: &Known,
 ) -> sqlx::Result<Option<Epoch>> {
     let Some(seen) = seen else {
         return sqlx::query_as(concat!(
-            "insert into epochs (performance_id, epoch, base, ceiling) values ($1, 1, 0, $2)
+            "insert into epochs (performance_id, epoch, base, ceiling, store) values ($1, 1, 0, $2, $3)
              on conflict do nothing
              returning ",
             epoch_columns!()
         ))
         .bind(performance)
         .bind(BLOCK)
+        .bind(&known.store)
         .fetch_optional(pool)
         .await;
     };
@@ -106,7 +138,12 @@ pub async fn open(
             ceiling = case when fresh then 0 else ceiling end + $3,
             served = case when fresh then 0 else greatest(served, $4) end,
             lost_served = case when fresh then 0 else greatest(served, $4) end,
-            last = case when fresh then 0 else last end,
+            last = case when fresh then 0 else greatest(last, $5) end,
+            -- What is left of the block is skipped; of many such stretches the latest matter.
+            skips = case when fresh then '{}' else
+                (skips || array[greatest(last, $5), ceiling])[greatest(1, cardinality(skips) - 61):] end,
+            clock = 0, store = $6, lost_ms = case when fresh then 0 else $7 end,
+            served_then = case when fresh then 0 else served_then end,
             cut_lo = case when not fresh then cut_lo end,
             cut_hi = case when not fresh then cut_hi end,
             draw_lo = case when not fresh then draw_lo end,
@@ -119,7 +156,10 @@ pub async fn open(
     .bind(performance)
     .bind(seen)
     .bind(BLOCK)
-    .bind(served)
+    .bind(known.served)
+    .bind(known.last)
+    .bind(&known.store)
+    .bind(known.lost_ms)
     .fetch_optional(pool)
     .await
 }
@@ -147,8 +187,14 @@ pub async fn reserve(
 /// How far an epoch has come.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Progress {
+    /// Whose queue.
+    pub performance: Uuid,
     /// Which epoch.
     pub epoch: i32,
+    /// The script's clock at the reading.
+    pub clock: i64,
+    /// What had been served a poll interval before.
+    pub served_then: i64,
     /// The turn of everybody at or below has come.
     pub served: i64,
     /// The last number issued.
@@ -168,24 +214,81 @@ pub async fn forget_everything(executor: impl sqlx::PgExecutor<'_>) -> sqlx::Res
         .map(drop)
 }
 
-/// Notes how far an epoch has come.
-pub async fn note(pool: &PgPool, performance: Uuid, progress: Progress) -> sqlx::Result<()> {
-    sqlx::query(
-        "update epochs set served = greatest(served, $3), last = greatest(last, $4),
-            cut_lo = coalesce($5, cut_lo), cut_hi = coalesce($6, cut_hi),
-            draw_lo = least(draw_lo, $7), live_at = now()
-         where performance_id = $1 and epoch = $2",
+/// Writes down how far many epochs have come, in one commit. The performances whose epoch is over
+/// are not among those returned.
+pub async fn checkpoint(pool: &PgPool, progress: &[Progress]) -> sqlx::Result<HashSet<Uuid>> {
+    let column = |of: fn(&Progress) -> i64| progress.iter().map(of).collect::<Vec<_>>();
+    let optional = |of: fn(&Progress) -> Option<i64>| progress.iter().map(of).collect::<Vec<_>>();
+    let written: Vec<Uuid> = sqlx::query_scalar(
+        "update epochs as e set served = greatest(e.served, p.served), last = greatest(e.last, p.last),
+            clock = greatest(e.clock, p.clock),
+            served_then = greatest(e.served_then, p.served_then),
+            cut_lo = coalesce(p.cut_lo, e.cut_lo), cut_hi = coalesce(p.cut_hi, e.cut_hi),
+            draw_lo = least(e.draw_lo, p.draw_lo), live_at = now()
+         from unnest($1::uuid[], $2::int[], $3::bigint[], $4::bigint[], $5::bigint[], $6::bigint[], $7::bigint[],
+            $8::bigint[], $9::bigint[])
+            as p (performance_id, epoch, served, last, clock, served_then, cut_lo, cut_hi, draw_lo)
+         where e.performance_id = p.performance_id and e.epoch = p.epoch
+         returning e.performance_id",
     )
-    .bind(performance)
-    .bind(progress.epoch)
-    .bind(progress.served)
-    .bind(progress.last)
-    .bind(progress.cut.map(|c| c.0))
-    .bind(progress.cut.map(|c| c.1))
-    .bind(progress.draw_lo)
-    .execute(pool)
+    .bind(progress.iter().map(|p| p.performance).collect::<Vec<_>>())
+    .bind(progress.iter().map(|p| p.epoch).collect::<Vec<_>>())
+    .bind(column(|p| p.served))
+    .bind(column(|p| p.last))
+    .bind(column(|p| p.clock))
+    .bind(column(|p| p.served_then))
+    .bind(optional(|p| p.cut.map(|c| c.0)))
+    .bind(optional(|p| p.cut.map(|c| c.1)))
+    .bind(optional(|p| p.draw_lo))
+    .fetch_all(pool)
+    .await?;
+    Ok(written.into_iter().collect())
+}
+
+/// What other instances have written of a queue.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Elsewhere {
+    /// Which queue.
+    pub performance: Uuid,
+    /// The epoch in force; 0: none yet.
+    pub epoch: i32,
+    /// The newest reading of it.
+    pub clock: i64,
+    /// The version of its settings; 0: it has none of its own.
+    pub settings: i64,
+}
+
+crate::from_row!(Elsewhere {
+    performance: "performance_id",
+    epoch,
+    clock,
+    settings,
+});
+
+/// What other instances have written of `performances`, in one query.
+pub async fn elsewhere(pool: &PgPool, performances: &[Uuid]) -> sqlx::Result<Vec<Elsewhere>> {
+    sqlx::query_as(
+        "select i.performance_id, coalesce(e.epoch, 0) as epoch, coalesce(e.clock, 0) as clock,
+            coalesce(s.version, 0) as settings
+         from unnest($1::uuid[]) as i (performance_id)
+         left join epochs e on e.performance_id = i.performance_id
+         left join settings s on s.performance_id = i.performance_id",
+    )
+    .bind(performances)
+    .fetch_all(pool)
     .await
-    .map(drop)
+}
+
+/// Removes turns that ended so long ago that no token of theirs counts any more; how many.
+pub async fn prune_ended(pool: &PgPool) -> sqlx::Result<u64> {
+    let removed = sqlx::query(
+        "delete from ended_turns where (performance_id, number) in (
+            select performance_id, number from ended_turns
+            where ended_at < now() - interval '30 days' limit 10000)",
+    )
+    .execute(pool)
+    .await?;
+    Ok(removed.rows_affected())
 }
 
 /// Performances whose queue had people in it within the last hours, so that a
@@ -248,13 +351,17 @@ pub async fn ended_among(
     Ok(rows.into_iter().collect())
 }
 
-/// Every turn that has ended: what a Redis with an older state may not know. Of a hundred
-/// thousand seats sold that is some megabytes, for a moment.
-pub async fn ended(pool: &PgPool, performance: Uuid) -> sqlx::Result<Vec<(Uuid, i64)>> {
-    sqlx::query_as("select user_id, number from ended_turns where performance_id = $1")
-        .bind(performance)
-        .fetch_all(pool)
-        .await
+/// Turns that have ended: what a Redis with an older state may not know. All of them, or those of the last
+/// minutes. Of a hundred thousand seats sold that is some megabytes, for a moment.
+pub async fn ended(pool: &PgPool, performance: Uuid, all: bool) -> sqlx::Result<Vec<(Uuid, i64)>> {
+    sqlx::query_as(
+        "select user_id, number from ended_turns
+         where performance_id = $1 and ($2 or ended_at > now() - interval '10 minutes')",
+    )
+    .bind(performance)
+    .bind(all)
+    .fetch_all(pool)
+    .await
 }
 
 /// A performance's draw.
@@ -288,6 +395,33 @@ pub async fn draw(pool: &PgPool, performance: Uuid) -> sqlx::Result<Draw> {
         .bind(performance)
         .fetch_one(pool)
         .await
+}
+
+/// How far a pre-queue has come.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Registrations {
+    /// Nobody has registered.
+    None,
+    /// Somebody has, and the draw is still to come.
+    Some,
+    /// The draw is made.
+    Drawn,
+}
+
+/// How far the pre-queue of `performance` has come.
+pub async fn registrations(pool: &PgPool, performance: Uuid) -> sqlx::Result<Registrations> {
+    let (drawn, some): (bool, bool) = sqlx::query_as(
+        "select exists (select 1 from draws where performance_id = $1 and first is not null),
+                exists (select 1 from epochs where performance_id = $1 and draw_lo is not null)",
+    )
+    .bind(performance)
+    .fetch_one(pool)
+    .await?;
+    Ok(match (drawn, some) {
+        (true, _) => Registrations::Drawn,
+        (false, true) => Registrations::Some,
+        (false, false) => Registrations::None,
+    })
 }
 
 /// Registrations for the draw have indexes above `above`. False: the epoch is over.

@@ -2,7 +2,7 @@
 
 use axum::response::{IntoResponse, Response};
 use chrono::{DateTime, Utc};
-use http::StatusCode;
+use http::{HeaderValue, StatusCode, header};
 
 use super::{scripts::ScriptError, snapshot::rfc3339};
 use crate::platform::{problem::Problem, upstream::UpstreamError};
@@ -21,7 +21,10 @@ pub enum Error {
     Ended,
     /// No seat is left.
     #[error("every seat is sold")]
-    SoldOut,
+    SoldOut {
+        /// When to ask again: seats may come back, and places with them. None: they have ended.
+        poll_after_ms: Option<u64>,
+    },
     /// Too many wait.
     #[error("too many people already wait for the seats that are left")]
     QueueFull,
@@ -30,14 +33,21 @@ pub enum Error {
     NotOpen {
         /// When it opens, ms.
         opens: i64,
+        /// When the pre-queue opens, ms.
+        pre_queue_opens: i64,
         /// When it closes, ms.
         closes: i64,
+        /// When to ask again: the closing may be taken back. None: it was not open, or has ended.
+        poll_after_ms: Option<u64>,
     },
+    /// Other instances serve this queue; this one cannot.
+    #[error("this server is cut off from the queue; connect again to reach another")]
+    CutOff,
     /// Nobody enters.
     #[error("the queue takes no more people")]
     Draining,
     /// Polled so often that it is abuse.
-    #[error("this place is asked for far more often than pollAfterMs says; wait that long")]
+    #[error("this is asked for far more often than pollAfterMs says; wait that long")]
     TooOften {
         /// Polls are answered again after so many seconds.
         seconds: u64,
@@ -93,11 +103,23 @@ impl From<Error> for Problem {
             Error::NotFound => Self::new(S::NOT_FOUND, "PERFORMANCE_NOT_FOUND", detail),
             Error::InvalidToken(_) => Self::new(S::UNAUTHORIZED, "INVALID_QUEUE_TOKEN", detail),
             Error::Ended => Self::new(S::GONE, "QUEUE_TOKEN_EXPIRED", detail),
-            Error::SoldOut => Self::new(S::CONFLICT, "SOLD_OUT", detail),
+            Error::SoldOut { poll_after_ms } => {
+                Self::new(S::CONFLICT, "SOLD_OUT", detail).with("pollAfterMs", poll_after_ms)
+            }
             Error::QueueFull => Self::new(S::CONFLICT, "QUEUE_FULL", detail),
-            Error::NotOpen { opens, closes } => Self::new(S::CONFLICT, "BOOKING_NOT_OPEN", detail)
+            Error::NotOpen {
+                opens,
+                pre_queue_opens,
+                closes,
+                poll_after_ms,
+            } => Self::new(S::CONFLICT, "BOOKING_NOT_OPEN", detail)
                 .with("opensAt", rfc3339(opens))
-                .with("closesAt", rfc3339(closes)),
+                .with("preQueueOpensAt", rfc3339(pre_queue_opens))
+                .with("closesAt", rfc3339(closes))
+                .with("pollAfterMs", poll_after_ms),
+            Error::CutOff => {
+                Self::new(S::SERVICE_UNAVAILABLE, "UNAVAILABLE", detail).retry_after(1)
+            }
             Error::Draining => Self::new(S::CONFLICT, "QUEUE_DRAINING", detail),
             Error::TooOften { seconds } => {
                 Self::new(S::TOO_MANY_REQUESTS, "RATE_LIMITED", detail).retry_after(seconds)
@@ -109,7 +131,14 @@ impl From<Error> for Problem {
 
 impl IntoResponse for Error {
     fn into_response(self) -> Response {
-        Problem::from(self).into_response()
+        let leave = matches!(self, Self::CutOff);
+        let mut response = Problem::from(self).into_response();
+        if leave {
+            // The next connection may reach an instance that is well.
+            let close = HeaderValue::from_static("close");
+            response.headers_mut().insert(header::CONNECTION, close);
+        }
+        response
     }
 }
 

@@ -29,8 +29,8 @@ pub fn subscriptions(state: &State) -> Vec<Subscription> {
 struct Confirmed {
     user_id: Uuid,
     performance_id: Uuid,
-    /// Unique over all epochs: it alone names the place.
-    place_number: u64,
+    /// Unique over all epochs: it alone names the place. None: the order used none up.
+    place_number: Option<u64>,
 }
 
 impl State {
@@ -38,12 +38,15 @@ impl State {
     /// with the event's own. A crash between the two repeats the script, which finds nothing.
     async fn confirmed(&self, event: &Event) -> Result<(), HandlerError> {
         let order: Confirmed = event.data()?;
+        let Some(place_number) = order.place_number else {
+            return Ok(());
+        };
         let live = match self.live(order.performance_id).await {
             Ok(live) => live,
             Err(error @ Error::NotFound) => return Err(HandlerError::poison(error)),
             Err(error) => return Err(HandlerError::retry(error)),
         };
-        let number = i64::try_from(order.place_number).map_err(HandlerError::poison)?;
+        let number = i64::try_from(place_number).map_err(HandlerError::poison)?;
         self.end(&live, End::Completed, order.user_id, &[number])
             .await
             .map_err(HandlerError::retry)?;

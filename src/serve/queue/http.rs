@@ -38,6 +38,10 @@ pub fn routes() -> OpenApiRouter<State> {
         .routes(routes!(admin::change))
         .routes(routes!(admin::audit))
         .route("/internal/v1/overview", axum::routing::get(overview))
+        .route(
+            "/internal/v1/queues/{performanceId}/restore",
+            axum::routing::post(restore),
+        )
 }
 
 /// A place in a queue.
@@ -48,6 +52,8 @@ struct PlaceBody {
     /// Proves the place; always keep the newest.
     queue_token: String,
     status: PlaceStatus,
+    /// The queue's.
+    phase: Phase,
     /// Never changes; null while REGISTERED.
     number: Option<u64>,
     /// 1 for the next in line, never grows; null unless WAITING.
@@ -55,7 +61,8 @@ struct PlaceBody {
     /// While REGISTERED: the index that the draw permutes.
     #[schema(required = false)]
     registration: u64,
-    /// From measured admissions; null until there is something to measure.
+    /// From measured admissions and the limit on them; null until there is something to measure, and
+    /// while nobody can be admitted.
     estimated_wait_seconds: Option<WaitRange>,
     /// When to ask again.
     poll_after_ms: u64,
@@ -125,6 +132,10 @@ async fn snapshot(
     Path(performance): Path<Uuid>,
 ) -> Result<Response, Error> {
     let live = state.live(performance).await?;
+    if live.is_cut_off() {
+        return Err(Error::CutOff);
+    }
+    state.freshen(&live).await;
     let mut response = Response::new(Body::from(live.snapshot.load().public.clone()));
     let headers = response.headers_mut();
     headers.insert(
@@ -138,7 +149,7 @@ async fn snapshot(
     Ok(response)
 }
 
-/// Enter the queue, or hear again of the place there is.
+/// Enter the queue, or get the place there is. A `Queue-Token` beside it brings its place back after a loss.
 #[utoipa::path(post, path = "/api/v1/queues/{performanceId}/tokens", tag = "Waiting room",
     params(("performanceId" = Uuid, Path)), security(("accessToken" = [])),
     responses(
@@ -150,8 +161,11 @@ async fn enter(
     Extract(state): Extract<State>,
     caller: Caller,
     Path(performance): Path<Uuid>,
+    headers: HeaderMap,
 ) -> Result<Response, Error> {
-    state.enter(performance, caller.user_id).await
+    state
+        .enter(performance, caller.user_id, token(&headers))
+        .await
 }
 
 /// Ask for one's place. WORKING checks in.
@@ -160,7 +174,7 @@ async fn enter(
     responses(
         (status = 200, body = PlaceBody),
         (status = 401, body = ProblemBody, description = "INVALID_QUEUE_TOKEN"),
-        (status = 409, body = ProblemBody, description = "SOLD_OUT, for who waits"),
+        (status = 409, body = ProblemBody, description = "SOLD_OUT or BOOKING_NOT_OPEN, for waiting places; with pollAfterMs while they may go on"),
         (status = 410, body = ProblemBody, description = "QUEUE_TOKEN_EXPIRED"),
         (status = 429, body = ProblemBody, description = "RATE_LIMITED: asked for far more often than told")))]
 async fn ask(
@@ -169,7 +183,13 @@ async fn ask(
     headers: HeaderMap,
 ) -> Result<Response, Problem> {
     let caller = beside(&state, &headers)?;
-    Ok(state.ask(performance, token(&headers), caller).await?)
+    // An error of this role is an answer of its own: one of them ends the connection.
+    Ok(
+        match state.ask(performance, token(&headers), caller).await {
+            Ok(response) => response,
+            Err(error) => error.into_response(),
+        },
+    )
 }
 
 /// Give one's place up.
@@ -195,6 +215,7 @@ async fn events(
     Path(performance): Path<Uuid>,
 ) -> Result<Response, Error> {
     let live = state.live(performance).await?;
+    state.freshen(&live).await;
     Ok(stream::response(&live))
 }
 
@@ -204,6 +225,23 @@ async fn overview(
     Query(query): Query<OverviewQuery>,
 ) -> Json<OverviewSlice> {
     Json(state.overview(query.detail).await)
+}
+
+/// A place that a hold brings back after a loss, by its token.
+#[derive(Serialize, serde::Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct Restore {
+    queue_token: String,
+}
+
+/// What a poll by the token answers: for a hold by a token of an earlier epoch.
+async fn restore(
+    _: Internal,
+    Extract(state): Extract<State>,
+    Path(performance): Path<Uuid>,
+    Json(asked): Json<Restore>,
+) -> Result<Response, Error> {
+    state.ask(performance, Some(&asked.queue_token), None).await
 }
 
 fn token(headers: &HeaderMap) -> Option<&str> {

@@ -1,9 +1,12 @@
 //! One queue as an instance sees it: its room in Redis, the newest snapshot, and
 //! the requests that wait to go with the next call.
 
-use std::sync::{
-    Arc, Mutex,
-    atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering::Relaxed},
+use std::{
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering::Relaxed},
+    },
+    time::Instant,
 };
 
 use arc_swap::ArcSwap;
@@ -14,7 +17,7 @@ use uuid::Uuid;
 
 use super::{
     batch::Batcher,
-    epochs::Draw,
+    epochs::{Draw, Progress},
     error::{Error, ms},
     scripts::{Bounds, Outcome, Room, Seen},
     settings::Settings,
@@ -37,6 +40,26 @@ pub struct Facts {
     pub total_seats: i64,
     /// Which schedules those are.
     pub schedule_ids: Vec<uuid::Uuid>,
+    /// Seats of the schedules that are still sold, and which those are.
+    #[serde(default)]
+    pub open_seats: Option<i64>,
+    /// See `open_seats`.
+    #[serde(default)]
+    pub open_schedule_ids: Option<Vec<uuid::Uuid>>,
+}
+
+impl Facts {
+    /// Seats of the schedules that are still sold.
+    pub fn open_seats(&self) -> i64 {
+        self.open_seats.unwrap_or(self.total_seats)
+    }
+
+    /// The schedules that are still sold.
+    pub fn open_schedules(&self) -> &[uuid::Uuid] {
+        self.open_schedule_ids
+            .as_deref()
+            .unwrap_or(&self.schedule_ids)
+    }
 }
 
 /// Settings and facts, together in force.
@@ -71,6 +94,8 @@ pub struct Before {
     pub served: u64,
     /// No place of an earlier epoch than this comes back.
     pub fresh_from: u32,
+    /// How long nobody could be served before it began: turns of earlier epochs last so much longer.
+    pub lost_ms: u64,
 }
 
 /// The answer to one person of a batch.
@@ -88,6 +113,11 @@ impl OneAtATime {
     pub fn begin(&self) -> bool {
         self.again.store(true, Relaxed);
         !self.running.swap(true, std::sync::atomic::Ordering::AcqRel)
+    }
+
+    /// Whether a round runs.
+    pub fn is_running(&self) -> bool {
+        self.running.load(Relaxed)
     }
 
     /// Before each round: forget wishes so far.
@@ -143,14 +173,24 @@ pub struct Live {
     pub untold: AtomicBool,
     /// What Postgres knows of the draw by this instance, and in which epoch.
     pub draw_noted: Mutex<Option<(u32, Bounds)>>,
-    /// When this instance last noted how far the queue is, ms.
-    pub noted_ms: AtomicI64,
-    /// The last tick, ms of this process.
-    pub ticked_ms: AtomicU64,
+    /// The progress that this instance wrote down last, and when (ms of this process).
+    pub checkpoint: Mutex<Option<(Progress, u64)>>,
+    /// The newest reading of this epoch that another instance wrote down.
+    pub elsewhere: AtomicI64,
+    /// When that was last newer than before, ms of this process.
+    pub elsewhere_moved_ms: AtomicU64,
+    /// When the next tick is due, ms of this process.
+    pub next_ms: AtomicU64,
+    /// One refresh at a time, of a snapshot that nobody kept fresh.
+    pub refreshing: tokio::sync::Mutex<()>,
+    /// Other instances read this queue, and this one does not: it must not answer.
+    pub cut_off: AtomicBool,
     /// Places whose deadline had passed at the last tick.
     pub overdue: AtomicU64,
     /// Places that end within a minute, at the last tick.
     pub soon: AtomicU64,
+    began: Instant,
+    fresh_ms: AtomicU64,
     asked_ms: AtomicU64,
     seen: Mutex<Seen>,
 }
@@ -183,13 +223,50 @@ impl Live {
             told_ms: AtomicU64::new(0),
             untold: AtomicBool::new(false),
             draw_noted: Mutex::default(),
-            noted_ms: AtomicI64::new(0),
-            ticked_ms: AtomicU64::new(0),
+            checkpoint: Mutex::default(),
+            elsewhere: AtomicI64::new(0),
+            elsewhere_moved_ms: AtomicU64::new(0),
+            next_ms: AtomicU64::new(0),
+            refreshing: tokio::sync::Mutex::default(),
+            cut_off: AtomicBool::new(false),
             overdue: AtomicU64::new(0),
             soon: AtomicU64::new(0),
+            began: Instant::now(),
+            fresh_ms: AtomicU64::new(0),
             asked_ms: AtomicU64::new(0),
             seen: Mutex::default(),
         }
+    }
+
+    /// This process's own clock, which nobody sets, ms.
+    pub fn uptime_ms(&self) -> u64 {
+        u64::try_from(self.began.elapsed().as_millis()).unwrap_or(u64::MAX)
+    }
+
+    /// The next tick is due in so many milliseconds.
+    pub fn schedule(&self, in_ms: u64) {
+        self.next_ms
+            .store(self.uptime_ms().saturating_add(in_ms), Relaxed);
+    }
+
+    /// Whether the next tick is due.
+    pub fn is_due(&self) -> bool {
+        self.uptime_ms() + 50 >= self.next_ms.load(Relaxed)
+    }
+
+    /// A reading was taken just now.
+    pub fn read_now(&self) {
+        self.fresh_ms.store(self.uptime_ms(), Relaxed);
+    }
+
+    /// How old the snapshot is, ms.
+    pub fn age_ms(&self) -> u64 {
+        self.uptime_ms().saturating_sub(self.fresh_ms.load(Relaxed))
+    }
+
+    /// Whether this instance must not answer for the queue: others read it, and this one does not.
+    pub fn is_cut_off(&self) -> bool {
+        self.cut_off.load(Relaxed)
     }
 
     /// Somebody asked.

@@ -9,10 +9,11 @@ use super::{
     State, epochs,
     error::Error,
     live::{Facts, Live, Rules, now_ms},
-    scripts::{Room, View},
+    scripts::{Patience, Room, Seats, View},
     settings,
     snapshot::{Ranks, Rate, Snapshot},
 };
+use crate::platform::redis::RESPONSE_MAX;
 
 /// How long "there is no such performance" is believed: seed adds some at any time.
 const MISSING_MS: u64 = 500;
@@ -24,7 +25,50 @@ struct Sold {
     sold: i64,
 }
 
+/// One of the requests that load a queue. The last of them removes the gate, however it ends: a
+/// request whose caller hangs up is dropped in the middle.
+struct Loading {
+    state: State,
+    performance: Uuid,
+    gate: Arc<tokio::sync::Mutex<()>>,
+}
+
+impl Loading {
+    fn begin(state: &State, performance: Uuid) -> Self {
+        let gate = state.gates().entry(performance).or_default().clone();
+        Self {
+            state: state.clone(),
+            performance,
+            gate,
+        }
+    }
+}
+
+impl Drop for Loading {
+    fn drop(&mut self) {
+        let mut gates = self.state.gates();
+        // The map's own, and this one.
+        if gates.get(&self.performance).map(Arc::strong_count) == Some(2) {
+            gates.remove(&self.performance);
+        }
+    }
+}
+
+type Gates = std::collections::HashMap<Uuid, Arc<tokio::sync::Mutex<()>>>;
+
 impl State {
+    fn gates(&self) -> std::sync::MutexGuard<'_, Gates> {
+        self.0
+            .loading
+            .lock()
+            .expect("nothing panics while it holds this lock")
+    }
+
+    /// How many queues are being loaded.
+    pub fn loading(&self) -> usize {
+        self.gates().len()
+    }
+
     /// The queue of `performance`, if this instance knows it.
     pub(super) fn known(&self, performance: Uuid) -> Option<Arc<Live>> {
         self.0.lives.load().get(&performance).cloned()
@@ -56,21 +100,12 @@ impl State {
 
     /// The same, though nobody has asked for it yet.
     pub(super) async fn load_unasked(&self, performance: Uuid) -> Result<Arc<Live>, Error> {
-        let gate = self
-            .0
-            .loading
-            .lock()
-            .await
-            .entry(performance)
-            .or_default()
-            .clone();
-        let _one = gate.lock().await;
-        let loaded = match self.known(performance) {
+        let loading = Loading::begin(self, performance);
+        let _one = loading.gate.lock().await;
+        match self.known(performance) {
             Some(live) => Ok(live),
             None => self.load(performance).await,
-        };
-        self.0.loading.lock().await.remove(&performance);
-        loaded
+        }
     }
 
     fn believed_missing(&self, performance: Uuid, now: u64) -> bool {
@@ -138,10 +173,12 @@ impl State {
             self.0.scripts.clone(),
             &deps.prefix,
             performance,
-        );
+        )
+        .with_patience(Patience::new(RESPONSE_MAX));
         let nothing = Snapshot::new(
             performance,
             View::default(),
+            Vec::new(),
             Arc::new(Ranks::none()),
             Rate::default(),
             None,
@@ -162,16 +199,46 @@ impl State {
 
     /// What this instance holds for the rules takes effect in Redis.
     pub(super) async fn apply_rules(&self, live: &Live) -> Result<(), Error> {
-        let rules = live.rules.load();
+        let rules = live.rules.load_full();
+        self.apply(live, &rules).await
+    }
+
+    async fn apply(&self, live: &Live, rules: &Rules) -> Result<(), Error> {
+        let known = live.rules.load();
+        let capacity = rules.facts.total_seats;
+        let moved = (known.facts.total_seats, known.facts.open_schedules())
+            != (capacity, rules.facts.open_schedules())
+            || live.snapshot.load().view.capacity != capacity;
+        let seats = match moved {
+            true => Some(Seats {
+                schedules: rules.facts.open_schedules(),
+                remaining: (rules.facts.open_seats() - self.sold(live.id).await?).max(0),
+            }),
+            false => None,
+        };
         live.room
             .apply(
                 live.seen(),
                 rules.settings.version,
-                rules.facts.total_seats,
+                capacity,
+                seats,
                 &rules.fields(),
             )
             .await
             .map_err(Error::from)
+    }
+
+    /// Settings that were just written take effect, with the facts as they are known.
+    pub(super) async fn apply_settings(
+        &self,
+        live: &Arc<Live>,
+        settings: settings::Settings,
+    ) -> Result<(), Error> {
+        let rules = Rules {
+            settings,
+            facts: live.rules.load().facts.clone(),
+        };
+        self.put_in_force(live, rules).await
     }
 
     /// Reads facts and settings again; what changed takes effect at once.
@@ -180,12 +247,17 @@ impl State {
         if **live.rules.load() == rules {
             return Ok(());
         }
+        self.put_in_force(live, rules).await
+    }
+
+    async fn put_in_force(&self, live: &Arc<Live>, rules: Rules) -> Result<(), Error> {
         if rules.settings.pre_queue_opens_at.is_some() && live.draw.load().is_none() {
             let draw = epochs::draw(&self.deps().pool, live.id).await?;
             live.draw.store(Arc::new(Some(draw)));
         }
+        self.apply(live, &rules).await?;
+        // Only now: what did not take effect is tried again.
         live.rules.store(Arc::new(rules));
-        self.apply_rules(live).await?;
         self.tick_once(live).await
     }
 }

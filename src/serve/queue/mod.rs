@@ -8,6 +8,7 @@
 
 mod admin;
 mod batch;
+mod catalogue;
 pub mod draw;
 mod epochs;
 mod error;
@@ -15,6 +16,7 @@ mod events;
 mod http;
 mod live;
 mod loading;
+mod missed;
 mod notes;
 mod overview;
 mod pace;
@@ -28,6 +30,7 @@ pub mod settings;
 mod snapshot;
 mod stream;
 mod sweep;
+mod takeover;
 mod wake;
 
 use std::{
@@ -56,14 +59,18 @@ use crate::platform::{
     metrics::Metrics,
     place::PlaceKeys,
     readiness::Unready,
-    redis::Redis,
+    redis::{Redis, Writable},
     upstream::Upstream,
 };
+
+/// How often a second one person may enter or leave a queue, on average over five seconds: a page
+/// that was reloaded in anger is no abuse, a loop is.
+const CHANGES_PER_SECOND: u32 = 20;
 
 /// The schema of this role.
 pub const SCHEMA: &str = "queue";
 /// Its migrations.
-pub static MIGRATOR: crate::platform::db::Migrations = crate::migrations!("queue": "0001_waiting_room", "0002_events", "0003_losses", "0004_leases", "0009_alarms");
+pub static MIGRATOR: crate::platform::db::Migrations = crate::migrations!("queue": "0001_waiting_room", "0002_events", "0003_losses", "0004_leases", "0006_weather", "0009_alarms");
 
 /// What the role stands on.
 #[derive(Clone)]
@@ -100,10 +107,16 @@ struct Inner {
     lives: ArcSwap<HashMap<Uuid, Arc<Live>>>,
     /// Performances that do not exist, and until when (ms) that is believed.
     missing: Mutex<HashMap<Uuid, u64>>,
-    loading: tokio::sync::Mutex<HashMap<Uuid, Arc<tokio::sync::Mutex<()>>>>,
+    loading: Mutex<HashMap<Uuid, Arc<tokio::sync::Mutex<()>>>>,
     figures: overview::Figures,
     pace: pace::Pace,
+    /// Entering and leaving.
+    pace_of_changes: pace::Pace,
     notifications: Mutex<Option<String>>,
+    /// Whether Redis takes writes, as last probed.
+    writable: Writable,
+    /// Whether the alarm of it is open; None: not known yet.
+    alarmed: Mutex<Option<bool>>,
     events: Watch,
     alarms: Alarms,
 }
@@ -119,15 +132,20 @@ impl State {
         let figures = overview::Figures::new(&deps.metrics);
         let pace = pace::Pace::new(deps.config.polls_per_second, live::now_ms());
         let alarms = Alarms::new(SCHEMA, deps.pool.clone());
+        let changes = deps.config.polls_per_second.min(CHANGES_PER_SECOND);
+        let pace_of_changes = pace::Pace::new(changes, live::now_ms());
         Self(Arc::new(Inner {
             deps,
             scripts: Arc::new(scripts),
             lives: ArcSwap::default(),
             missing: Mutex::default(),
-            loading: tokio::sync::Mutex::default(),
+            loading: Mutex::default(),
             figures,
             pace,
+            pace_of_changes,
             notifications: Mutex::default(),
+            writable: Writable::default(),
+            alarmed: Mutex::default(),
             events: Watch::default(),
             alarms,
         }))
@@ -169,5 +187,11 @@ pub async fn ready(state: &State) -> Result<(), Unready> {
         .execute(&state.deps().pool)
         .await
         .map_err(|e| format!("PostgreSQL (queue): {e}"))?;
-    wake::usable(&mut state.deps().redis.clone()).await
+    if let Some(live) = state.lives().iter().find(|live| live.is_cut_off()) {
+        return Err(Unready::Process(format!(
+            "cut off from the queue of {}: other instances read it, this one does not",
+            live.id
+        )));
+    }
+    wake::usable(&mut state.deps().redis.clone(), &state.deps().prefix).await
 }

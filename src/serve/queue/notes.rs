@@ -3,13 +3,20 @@
 
 use std::sync::{Arc, atomic::Ordering::Relaxed};
 
-use super::{State, epochs, error::Error, live::Live, scripts::Batch};
+use super::{
+    State, epochs,
+    epochs::Progress,
+    error::Error,
+    live::{Live, now_ms},
+    scripts::Batch,
+};
 use crate::platform::tasks;
 
-/// How often the progress of a queue is noted.
-const NOTE_EVERY_MS: i64 = 1_000;
+/// While a queue is asked for, its newest reading is written at least this often: other instances and
+/// the next process measure a loss by it.
+const READ_EVERY_MS: i64 = 1_500;
 /// An idle queue's row says at least this often that it has people in it.
-const ALIVE_EVERY_MS: i64 = 60_000;
+const ALIVE_EVERY_MS: u64 = 600_000;
 /// One step of the draw writes this many numbers: a millisecond or two of Redis.
 const DRAW_STEP: u64 = 200;
 
@@ -19,8 +26,8 @@ impl State {
         let view = &live.snapshot.load().view;
         let due = view.unnoted > 0
             || view.ceiling - view.last < epochs::BLOCK / 2
-            || (view.draw_hi >= 0 && view.draw_next <= view.draw_hi)
-            || view.now - live.noted_ms.load(Relaxed) >= NOTE_EVERY_MS;
+            || view.orders == 1
+            || (view.draw_hi >= 0 && view.draw_next <= view.draw_hi);
         if !due || !live.noting.begin() {
             return;
         }
@@ -51,7 +58,11 @@ impl State {
         if view.draw_hi >= 0 && view.draw_next <= view.draw_hi {
             self.draw(live).await?;
         }
-        self.note_progress(live).await
+        if view.orders == 1 {
+            self.reserve_orders(live).await?;
+            self.tick_soon(live);
+        }
+        Ok(())
     }
 
     /// Reserves the next block of numbers and lets them be issued.
@@ -76,25 +87,53 @@ impl State {
         }
     }
 
-    async fn note_progress(&self, live: &Live) -> Result<(), Error> {
-        let shown = live.snapshot.load_full();
-        let view = &shown.view;
-        let since = view.now - live.noted_ms.load(Relaxed);
-        let busy = view.waiting + view.working + view.registered > 0;
-        if since < NOTE_EVERY_MS || (!busy && since < ALIVE_EVERY_MS) {
-            return Ok(());
+    /// Writes how far the queues of this instance have come, where that has changed and no other instance
+    /// has written it, all in one commit.
+    pub(super) async fn checkpoint(&self) {
+        let due: Vec<(Arc<Live>, Progress)> = self
+            .lives()
+            .into_iter()
+            .filter_map(|live| progress_due(&live).map(|progress| (live, progress)))
+            .collect();
+        if due.is_empty() {
+            return;
         }
-        live.noted_ms.store(view.now, Relaxed);
-        let epoch = i32::try_from(view.epoch).unwrap_or(i32::MAX);
-        let progress = epochs::Progress {
-            epoch,
-            served: view.served,
-            last: view.last,
-            cut: (view.cut_lo >= 0).then_some((view.cut_lo, view.cut_hi)),
-            draw_lo: (view.draw_lo >= 0).then_some(view.draw_lo),
+        let progress: Vec<Progress> = due.iter().map(|(_, progress)| *progress).collect();
+        let written = match epochs::checkpoint(&self.deps().pool, &progress).await {
+            Ok(written) => written,
+            Err(error) => {
+                tracing::warn!(%error, queues = due.len(), "failed to write how far queues have come; trying again");
+                return;
+            }
         };
-        epochs::note(&self.deps().pool, live.id, progress).await?;
-        Ok(())
+        for (live, progress) in due {
+            if !written.contains(&live.id) {
+                // The epoch is over: what is in force now is read before anything else is done here.
+                tracing::warn!(performance.id = %live.id, epoch = progress.epoch, "another epoch of the queue is in force");
+                self.meet_epoch(&live).await;
+                continue;
+            }
+            *live
+                .checkpoint
+                .lock()
+                .expect("nothing panics while it holds this lock") =
+                Some((progress, live.uptime_ms()));
+        }
+    }
+
+    /// Reads which epoch is in force: scripts on a Redis with an older one do nothing from here on.
+    async fn meet_epoch(&self, live: &Arc<Live>) {
+        match epochs::load(&self.deps().pool, live.id).await {
+            Ok(Some(row)) => {
+                let epoch = u32::try_from(row.epoch).unwrap_or(0);
+                live.saw(super::scripts::Seen { epoch, last: 0 });
+                self.tick_soon(live);
+            }
+            Ok(None) => {}
+            Err(error) => {
+                tracing::warn!(performance.id = %live.id, %error, "failed to read the epoch in force");
+            }
+        }
     }
 
     /// What the draw goes over is in Postgres before anybody is told an index or, behind it, a
@@ -159,4 +198,40 @@ impl State {
         }
         self.tick_once(live).await
     }
+}
+
+/// What is to be written of `live`; None: Postgres has it, or as good as.
+fn progress_due(live: &Live) -> Option<Progress> {
+    let shown = live.snapshot.load_full();
+    let view = &shown.view;
+    if view.epoch <= 0 || live.is_cut_off() {
+        return None;
+    }
+    let progress = Progress {
+        performance: live.id,
+        epoch: i32::try_from(view.epoch).ok()?,
+        served: view.served,
+        last: view.last,
+        clock: view.now,
+        served_then: view.served_then,
+        cut: (view.cut_lo >= 0).then_some((view.cut_lo, view.cut_hi)),
+        draw_lo: (view.draw_lo >= 0).then_some(view.draw_lo),
+    };
+    let known = *live
+        .checkpoint
+        .lock()
+        .expect("nothing panics while it holds this lock");
+    let Some((before, at)) = known else {
+        return Some(progress);
+    };
+    let same = Progress {
+        clock: before.clock,
+        served_then: before.served_then,
+        ..progress
+    } == before;
+    let busy = view.waiting + view.working + view.registered > 0;
+    let newest = before.clock.max(live.elsewhere.load(Relaxed));
+    let unread = live.wanted(now_ms()) && busy && view.now - newest >= READ_EVERY_MS;
+    let silent = busy && live.uptime_ms().saturating_sub(at) >= ALIVE_EVERY_MS;
+    (!same || unread || silent).then_some(progress)
 }

@@ -147,7 +147,7 @@ impl State {
 
     async fn stores(&self) -> Vec<Store> {
         let begun = Instant::now();
-        let redis = super::wake::usable(&mut self.deps().redis.clone()).await;
+        let redis = super::wake::usable(&mut self.deps().redis.clone(), &self.deps().prefix).await;
         let redis = redis.map_err(|unready| unready.to_string());
         let redis = store("redis", begun, redis);
         let begun = Instant::now();

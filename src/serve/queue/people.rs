@@ -15,6 +15,7 @@ use super::{
     snapshot::Snapshot,
 };
 use crate::platform::{
+    overview::Phase,
     place::{Place, PlaceState, Turn},
     tasks,
 };
@@ -23,9 +24,28 @@ use crate::platform::{
 pub(super) const TRIES: u32 = 4;
 
 impl State {
-    /// `user` enters: a place, new or the one there is.
-    pub(super) async fn enter(&self, performance: Uuid, user: Uuid) -> Result<Response, Error> {
+    /// `user` enters: a place, new or the one there is. A token of an earlier epoch brings its place back first.
+    pub(super) async fn enter(
+        &self,
+        performance: Uuid,
+        user: Uuid,
+        token: Option<&str>,
+    ) -> Result<Response, Error> {
+        self.count_change(performance, user)?;
         let live = self.live(performance).await?;
+        if live.is_cut_off() {
+            return Err(Error::CutOff);
+        }
+        if let Some(place) = token.and_then(|t| self.prove(performance, Some(t), Some(user)).ok()) {
+            let snapshot = live.snapshot.load_full();
+            if place.epoch < snapshot.epoch() && !snapshot.keeps(&place) {
+                match self.put_back(&live, place).await {
+                    // That turn is over: a new place.
+                    Err(Error::Ended) => {}
+                    came_back => return came_back,
+                }
+            }
+        }
         let outcome = self.enter_outcome(&live, user).await?;
         let status = match outcome.new {
             true => StatusCode::CREATED,
@@ -50,6 +70,9 @@ impl State {
 
     async fn enter_loop(&self, live: &Arc<Live>) {
         while let Some((users, senders)) = live.entering.take(BATCH_MAX) {
+            if users.is_empty() {
+                continue;
+            }
             let answered = tasks::job("queue.enter", self.enter_batch(live, &users)).await;
             // Those of a batch that panics are told to come again.
             let answers = answered.unwrap_or_default();
@@ -113,7 +136,7 @@ impl State {
                 self.recover(live, &why).await?;
                 self.tick_once(live).await
             }
-            ScriptError::Redis(_) => Err(error.into()),
+            ScriptError::Redis(_) | ScriptError::Late | ScriptError::Old => Err(error.into()),
         }
     }
 
@@ -138,7 +161,6 @@ impl State {
             turn: Turn::default(),
             position: told,
         };
-        let v = &snapshot.view;
         Ok(match outcome.code {
             Code::Waiting => {
                 let position = Some(outcome.position);
@@ -158,14 +180,9 @@ impl State {
                     }
                 }
             }
-            Code::SoldOut => return Err(Error::SoldOut),
+            Code::SoldOut => return Err(sold_out(&snapshot, outcome.number)),
             Code::Full => return Err(Error::QueueFull),
-            Code::NotOpen => {
-                return Err(Error::NotOpen {
-                    opens: v.opens_at,
-                    closes: v.closes_at,
-                });
-            }
+            Code::NotOpen => return Err(not_open(&snapshot, outcome.number)),
             Code::Draining => return Err(Error::Draining),
             Code::NoNumber => return Err(Error::unavailable("no numbers are left")),
             Code::Ended | Code::Drawing => return Err(Error::Ended),
@@ -206,6 +223,10 @@ impl State {
         let proved = self.prove(performance, token, caller)?;
         let live = self.live(performance).await?;
         let mut counted = false;
+        if live.is_cut_off() {
+            return Err(Error::CutOff);
+        }
+        self.freshen(&live).await;
         for _ in 0..TRIES {
             let snapshot = live.snapshot.load_full();
             let place = drawn(&snapshot, proved);
@@ -260,7 +281,15 @@ impl State {
         Ok(match asked {
             Ok(CheckIn::Working(turn) | CheckIn::Closed(turn)) => {
                 let snapshot = live.snapshot.load();
-                Some(self.working(&snapshot, place, place.epoch, turn, ok))
+                let epoch = snapshot.epoch().max(place.epoch);
+                Some(self.working(&snapshot, place, epoch, turn, ok))
+            }
+            Ok(CheckIn::Shut) => {
+                return Err(not_open(&live.snapshot.load(), place.number));
+            }
+            // It worked before the moments that were lost: its token proves it.
+            Ok(CheckIn::Waiting(_)) if place.state == PlaceState::Working => {
+                return self.put_back(live, *place).await.map(Some);
             }
             Ok(CheckIn::Waiting(position)) => {
                 let snapshot = live.snapshot.load();
@@ -271,6 +300,10 @@ impl State {
                     self.note_ended(live).await?;
                 }
                 return Err(Error::Ended);
+            }
+            // What was put back in the moments that were lost may come back once more.
+            Ok(CheckIn::Old) if live.snapshot.load().epoch() > place.epoch => {
+                return self.put_back(live, *place).await.map(Some);
             }
             Ok(CheckIn::Old) => {
                 self.tick_once(live).await?;
@@ -291,6 +324,7 @@ impl State {
         caller: Option<Uuid>,
     ) -> Result<(), Error> {
         let place = self.prove(performance, token, caller)?;
+        self.count_change(performance, place.user)?;
         let live = self.live(performance).await?;
         let mut names = live.snapshot.load().names(&place);
         let ended = self.end(&live, End::Left, place.user, &names).await?;
@@ -306,10 +340,25 @@ impl State {
             user: place.user,
             reason: "LEFT",
         };
-        let ended: Vec<_> = names.iter().map(note).collect();
-        epochs::note_ended(&self.deps().pool, live.id, &ended).await?;
+        let pool = &self.deps().pool;
+        // Leaving again writes nothing again.
+        let known = epochs::ended_among(pool, live.id, &names).await?;
+        let ended: Vec<_> = names
+            .iter()
+            .filter(|name| !known.contains(name))
+            .map(note)
+            .collect();
+        if !ended.is_empty() {
+            epochs::note_ended(pool, live.id, &ended).await?;
+        }
         self.tick_soon(&live);
         Ok(())
+    }
+
+    /// Counts an entry or a leave, before anything is spent on it.
+    fn count_change(&self, performance: Uuid, user: Uuid) -> Result<(), Error> {
+        let counted = self.0.pace_of_changes.count(performance, user, now_ms());
+        counted.map_err(|seconds| Error::TooOften { seconds })
     }
 
     /// Ends one place by any of its names, whatever became of Redis meanwhile; how many it was (0 or 1).
@@ -328,6 +377,26 @@ impl State {
             }
         }
         Err(Error::unavailable("the queue is being set up again"))
+    }
+}
+
+/// Booking is not open, or not any more, with the times of it.
+pub(super) fn not_open(snapshot: &Snapshot, number: u64) -> Error {
+    let view = &snapshot.view;
+    Error::NotOpen {
+        opens: view.opens_at,
+        pre_queue_opens: view.pre_queue_opens_at,
+        closes: view.closes_at,
+        poll_after_ms: snapshot
+            .poll_suspended_ms(number)
+            .filter(|_| snapshot.phase == Phase::Closed),
+    }
+}
+
+/// No seat is left; for a while they may come back.
+pub(super) fn sold_out(snapshot: &Snapshot, number: u64) -> Error {
+    Error::SoldOut {
+        poll_after_ms: snapshot.poll_suspended_ms(number),
     }
 }
 

@@ -5,14 +5,19 @@ use axum::{body::Body, response::Response};
 use http::{HeaderValue, StatusCode, header};
 
 use super::snapshot::rfc3339;
-use crate::platform::place::{Place, PlaceKeys, PlaceState, TOKEN_LEN};
+use crate::platform::{
+    overview::Phase,
+    place::{Place, PlaceKeys, PlaceState, TOKEN_LEN},
+};
 
 /// Longer than any place's JSON.
-const CAPACITY: usize = TOKEN_LEN + 256;
+const CAPACITY: usize = TOKEN_LEN + 288;
 
 /// What an answer says beside the place itself.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Told {
+    /// The queue's phase.
+    pub phase: Phase,
     /// 1 for the next in line; 0: none.
     pub position: u64,
     /// Seconds until the turn.
@@ -68,6 +73,9 @@ fn write(body: &mut Vec<u8>, keys: &PlaceKeys, place: &Place, token: Option<&str
             body.extend_from_slice(b",\"position\":null");
         }
     }
+    body.extend_from_slice(b",\"phase\":\"");
+    body.extend_from_slice(told.phase.as_str().as_bytes());
+    body.push(b'"');
     match told.estimate {
         Some((min, max)) => {
             number(body, b",\"estimatedWaitSeconds\":{\"min\":", min);

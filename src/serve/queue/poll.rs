@@ -8,6 +8,7 @@ use super::{
     State,
     error::Error,
     live::now_ms,
+    people::{not_open, sold_out},
     place_json::{self, Told},
     snapshot::Snapshot,
 };
@@ -19,6 +20,8 @@ use crate::platform::{
 /// A token older than this is made anew, so that after a loss of Redis it proves
 /// that its owner polled as told.
 const FRESH_MS: u64 = 10_000;
+/// A snapshot that is older is one that nobody asked for, unless Redis is away.
+const NEGLECTED_MS: u64 = 2_000;
 
 /// What a poll needs.
 pub(super) enum Step {
@@ -44,7 +47,9 @@ impl State {
         let lives = self.0.lives.load();
         let live = lives.get(&performance)?;
         let place = self.deps().keys.open(queue_token).ok()?;
-        if place.queue != performance {
+        // An old snapshot goes the ordinary way, which refreshes it where it can.
+        let neglected = live.age_ms() > NEGLECTED_MS && self.0.writable.problem().is_none();
+        if place.queue != performance || live.is_cut_off() || neglected {
             return None;
         }
         let now = now_ms();
@@ -81,16 +86,13 @@ impl State {
         if place.state == PlaceState::Waiting {
             if snapshot.cut(place.number) || snapshot.phase == Phase::Closed {
                 if place.number > snapshot.served() || snapshot.cut(place.number) {
-                    return Step::Refuse(match snapshot.phase {
-                        Phase::SoldOut => Error::SoldOut,
-                        _ => Error::Ended,
-                    });
+                    return suspended(snapshot, place, now);
                 }
             } else if snapshot.phase == Phase::SoldOut && place.number > snapshot.served() {
-                return Step::Refuse(Error::SoldOut);
+                return suspended(snapshot, place, now);
             }
         }
-        if place.epoch < snapshot.epoch() {
+        if !snapshot.keeps(place) {
             return Step::PutBack;
         }
         if place.state == PlaceState::Waiting && place.number > snapshot.served() {
@@ -121,14 +123,14 @@ impl State {
             return self.look(snapshot, &drawn, None, now);
         }
         match snapshot.phase {
-            Phase::SoldOut => return Step::Refuse(Error::SoldOut),
-            Phase::Closed => return Step::Refuse(Error::Ended),
+            Phase::SoldOut => return Step::Refuse(sold_out(snapshot, place.number)),
+            Phase::Closed => return Step::Refuse(not_open(snapshot, place.number)),
             _ => {}
         }
         if snapshot.draw.as_ref().is_some_and(|d| d.revealed.is_some()) {
             return Step::Anew;
         }
-        if place.epoch < snapshot.epoch() {
+        if !snapshot.keeps(place) {
             return Step::PutBack;
         }
         match self.count_poll(place, now) {
@@ -155,6 +157,7 @@ impl State {
             },
         );
         let told = Told {
+            phase: snapshot.phase,
             position,
             estimate: snapshot.estimate(position),
             poll_after_ms: snapshot.poll_after_ms(position, place.number),
@@ -162,6 +165,8 @@ impl State {
         let token = token.filter(|_| now.saturating_sub(place.issued_ms) < FRESH_MS);
         let place = Place {
             state: PlaceState::Waiting,
+            // What an epoch took over belongs to it.
+            epoch: snapshot.epoch().max(place.epoch),
             issued_ms: now,
             turn: Turn::default(),
             position: u32::try_from(position).unwrap_or(u32::MAX),
@@ -180,6 +185,7 @@ impl State {
         status: StatusCode,
     ) -> Response {
         let told = Told {
+            phase: snapshot.phase,
             poll_after_ms: snapshot.poll_registered_ms(place.number),
             ..Told::default()
         };
@@ -209,9 +215,27 @@ impl State {
             ..*place
         };
         let told = Told {
+            phase: snapshot.phase,
             poll_after_ms: snapshot.poll_working_ms(),
             ..Told::default()
         };
         place_json::response(&self.deps().keys, &place, None, told, status)
     }
+}
+
+/// SOLD_OUT and CLOSED suspend the places that wait. One of an earlier epoch comes back meanwhile, so that it
+/// stands in its order when the seats do.
+fn suspended(snapshot: &Snapshot, place: &Place, now: u64) -> Step {
+    let returns = snapshot.poll_suspended_ms(place.number).is_some()
+        && !snapshot.cut(place.number)
+        && !snapshot.keeps(place);
+    // Once in a while is enough: the token stays one of the earlier epoch.
+    if returns && now.saturating_sub(place.issued_ms) > FRESH_MS {
+        return Step::PutBack;
+    }
+    Step::Refuse(match snapshot.phase {
+        Phase::SoldOut => sold_out(snapshot, place.number),
+        Phase::Closed => not_open(snapshot, place.number),
+        _ => Error::Ended,
+    })
 }

@@ -1,4 +1,4 @@
-//! Readings of the state, and what happens when it is not what it was.
+//! Readings of the state. What happens when it is not what it was: [`super::takeover`].
 
 use std::{
     sync::{Arc, atomic::Ordering::Relaxed},
@@ -6,26 +6,38 @@ use std::{
 };
 
 use super::{
-    State, epochs,
+    State,
     error::Error,
-    live::{Before, Live},
-    scripts::{ScriptError, Seen, Start, Tick},
-    snapshot::{DrawView, Ranks, Snapshot, WORKING_POLL_MS},
+    live::{Live, now_ms},
+    scripts::{ScriptError, Seen, Tick, View},
+    snapshot::{DrawView, Ranks, Snapshot},
 };
+use crate::platform::overview::Phase;
 
-/// The scripts' word for a state that is not there at all.
-const MISSING: &str = "missing";
-/// A recovery lasts one full poll interval of whoever asks least often, and this much.
-const RECOVER_SLACK_MS: u64 = 1_500;
-/// How long the instance that opened an epoch is given to begin it in Redis.
-const OTHERS_MAX: u32 = 10;
+/// The age of a snapshot at most, while it is asked for.
+const WANTED_MS: u64 = 250;
+/// The safety net behind lost notifications, where somebody could be admitted.
+const SWEEP_MS: u64 = 1_000;
+/// A queue in which nothing can happen is read this often.
+const IDLE_MS: u64 = 12_000;
+/// What a tick promises for the next one of a queue that is asked for.
+const BEAT_MS: u64 = 1_000;
+/// A snapshot that is older, and that nobody kept fresh, is refreshed before it is shown.
+const STALE_MS: u64 = 1_000;
+/// That long at most is waited for it; then the old one is shown.
+const REFRESH_MAX: Duration = Duration::from_millis(1_000);
 
 impl State {
     /// Sweeps, promotes and reads; a loss is recovered from first.
     pub(super) async fn tick_once(&self, live: &Arc<Live>) -> Result<(), Error> {
         for _ in 0..64 {
             let ranks_at = self.ranks_wanted(live);
-            let tick = match live.room.tick(live.seen(), ranks_at).await {
+            let wanted = live.wanted(now_ms());
+            let beat_ms = match wanted {
+                true => BEAT_MS,
+                false => IDLE_MS,
+            };
+            let tick = match live.room.tick(live.seen(), ranks_at, beat_ms).await {
                 Ok(tick) => tick,
                 Err(ScriptError::Lost(why)) => {
                     self.recover(live, &why).await?;
@@ -34,12 +46,37 @@ impl State {
                 Err(error) => return Err(error.into()),
             };
             let more = tick.more;
-            self.publish(live, tick);
+            self.publish(live, tick, wanted);
             if !more {
                 break;
             }
         }
         Ok(())
+    }
+
+    /// The snapshot of a queue that nobody asked for is old: the first to ask waits for a new one, as long as
+    /// Redis takes a moment to answer.
+    pub(super) async fn freshen(&self, live: &Arc<Live>) {
+        if live.age_ms() < STALE_MS {
+            return;
+        }
+        let refreshed = async {
+            let _one = live.refreshing.lock().await;
+            // Another request may have refreshed it, or have found that Redis does not answer.
+            if live.age_ms() < STALE_MS || self.0.writable.problem().is_some() {
+                return Ok(());
+            }
+            self.tick_once(live).await
+        };
+        match tokio::time::timeout(REFRESH_MAX, refreshed).await {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => {
+                tracing::debug!(performance.id = %live.id, %error, "an old snapshot is shown");
+            }
+            Err(_) => {
+                tracing::debug!(performance.id = %live.id, "an old snapshot is shown: Redis is slow");
+            }
+        }
     }
 
     fn ranks_wanted(&self, live: &Live) -> i64 {
@@ -54,15 +91,20 @@ impl State {
         }
     }
 
-    fn publish(&self, live: &Live, tick: Tick) {
+    fn publish(&self, live: &Live, tick: Tick, wanted: bool) {
         let view = tick.view;
         let seen = Seen {
             epoch: u32::try_from(view.epoch).unwrap_or(0),
             last: view.last.unsigned_abs(),
         };
-        // Two readings may overtake one another; the older one changes nothing.
+        // Two readings may overtake one another; the older one changes nothing. The clock of Redis may
+        // be set back, so that it tells nothing of the order.
         let shown = live.snapshot.load();
-        if (view.epoch, view.now) < (shown.view.epoch, shown.view.now) {
+        live.read_now();
+        live.cut_off.store(false, Relaxed);
+        // As promised with the tick.
+        live.schedule(next_tick(&view, tick.next, wanted));
+        if (view.epoch, view.seq) < (shown.view.epoch, shown.view.seq) {
             return;
         }
         live.saw(seen);
@@ -84,7 +126,7 @@ impl State {
             .expect("nothing panics while it holds this lock")
             .read(view.now, view.admitted);
         let draw = self.draw_view(live, &view, tick.seed, &shown);
-        let fresh = Snapshot::new(live.id, view, ranks, rate, draw);
+        let fresh = Snapshot::new(live.id, view, tick.kept, ranks, rate, draw);
         super::stream::tell(live, &shown, &fresh);
         live.snapshot.store(Arc::new(fresh));
     }
@@ -92,13 +134,14 @@ impl State {
     fn draw_view(
         &self,
         live: &Live,
-        view: &super::scripts::View,
+        view: &View,
         seed: Option<Vec<u8>>,
         shown: &Snapshot,
     ) -> Option<DrawView> {
         let draw = live.draw.load();
         let draw = draw.as_ref().as_ref()?;
-        if view.pre_queue_opens_at < 0 || view.now < view.pre_queue_opens_at {
+        let opened = view.pre_queue_opens_at >= 0 && view.wall >= view.pre_queue_opens_at;
+        if !opened && view.draw_lo < 0 {
             return None;
         }
         if let Some(known) = &shown.draw
@@ -116,154 +159,86 @@ impl State {
             }),
         })
     }
+}
 
-    /// Opens a new epoch and begins it in this Redis, unless another instance does.
-    pub(super) async fn recover(&self, live: &Arc<Live>, why: &str) -> Result<(), Error> {
-        let _one = live.recovering.lock().await;
-        let pool = &self.deps().pool;
-        let mut row = epochs::load(pool, live.id).await?;
-        let mut why = why.to_owned();
-        for _ in 0..OTHERS_MAX {
-            match live.room.tick(live.seen(), -1).await {
-                Ok(_) => return Ok(()),
-                Err(ScriptError::Lost(now)) => why = now,
-                Err(error) => return Err(error.into()),
-            }
-            // Somebody opened an epoch that this instance has not met: it is about to begin. One that
-            // has met none can only tell by the time: several start together, as a rule.
-            let seen = i64::from(live.seen().epoch);
-            let unmet = row
-                .as_ref()
-                .is_some_and(|r| i64::from(r.epoch) > seen && (seen > 0 || r.just_opened));
-            if !unmet {
-                break;
-            }
-            tokio::time::sleep(Duration::from_millis(100)).await;
+/// In how many milliseconds a queue is to be read again.
+fn next_tick(view: &View, next: Option<i64>, wanted: bool) -> u64 {
+    if wanted {
+        return WANTED_MS;
+    }
+    let admits = matches!(
+        super::snapshot::phase(view),
+        Phase::Open | Phase::Draining | Phase::Recovering
+    );
+    let writes = view.unnoted > 0 || view.orders == 1;
+    let draws = view.draw_hi >= 0 && view.draw_next <= view.draw_hi;
+    let room = view.paused != 1 && view.working < view.max_working;
+    if writes || draws || (admits && view.waiting > 0 && room) {
+        return SWEEP_MS;
+    }
+    let ahead = |at: i64, now: i64| (at >= now).then(|| (at - now).unsigned_abs() + 5);
+    let times = [view.opens_at, view.closes_at, view.pre_queue_opens_at];
+    times
+        .into_iter()
+        .filter_map(|at| ahead(at, view.wall))
+        .chain(next.map(|at| (at - view.now).max(0).unsigned_abs() + 5))
+        .fold(IDLE_MS, u64::min)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn at_rest() -> View {
+        View {
+            epoch: 1,
+            now: 1_000_000,
+            wall: 1_000_000,
+            waiting: 5,
+            working: 2,
+            max_working: 2,
+            remaining: 10,
+            opens_at: 1,
+            closes_at: -1,
+            pre_queue_opens_at: -1,
+            draw_lo: -1,
+            draw_hi: -1,
+            draw_next: -1,
+            ..View::default()
         }
-        let shown = live.snapshot.load();
-        let seen = row.as_ref().map(|r| r.epoch);
-        let Some(opened) = epochs::open(pool, live.id, seen, shown.view.served).await? else {
-            // Another instance was faster; its beginning shows in the next reading.
-            tokio::time::sleep(Duration::from_millis(50)).await;
-            return Ok(());
-        };
-        if opened.is_fresh() && live.draw.load().is_some() {
-            // Another seed belongs to another sale.
-            let draw = epochs::draw(pool, live.id).await?;
-            live.draw.store(Arc::new(Some(draw)));
-        }
-        let farthest = row
-            .take()
-            .map_or(0, |r| r.last)
-            .max(shown.view.last)
-            .saturating_sub(opened.lost_served)
-            .max(0)
-            .unsigned_abs();
-        let recover_ms = match opened.is_fresh() {
-            true => 0,
-            false => self.recover_ms(live, farthest),
-        };
-        if !opened.is_fresh() {
-            tracing::warn!(performance.id = %live.id, epoch = opened.epoch, reason = why, recover_ms,
-                "the queue's state in Redis was lost; a new epoch begins and people are put back");
-        }
-        let start = self.start(live, &opened, recover_ms).await?;
-        // Before anybody can meet the state, and only where there is one.
-        if !opened.is_fresh() && why != MISSING {
-            self.forget_ended(live).await?;
-        }
-        live.room.init(&start).await?;
-        Ok(())
     }
 
-    /// Until everybody who polls as told has polled: who waits farthest back, and who works.
-    fn recover_ms(&self, live: &Live, farthest: u64) -> u64 {
-        let view = &live.snapshot.load().view;
-        let settings = &live.rules.load().settings;
-        let nobody_worked = view.epoch > 0 && view.working == 0;
-        let working = match nobody_worked {
-            true => 0,
-            false => WORKING_POLL_MS.min(settings.poll_max_ms.unsigned_abs()),
+    #[test]
+    fn a_queue_is_read_when_something_can_happen_in_it() {
+        let view = at_rest();
+        assert_eq!(next_tick(&view, None, true), WANTED_MS);
+        assert_eq!(next_tick(&view, None, false), IDLE_MS, "nobody has room");
+        assert_eq!(
+            next_tick(&view, Some(1_003_000), false),
+            3_005,
+            "a turn ends"
+        );
+        assert_eq!(
+            next_tick(&view, Some(999_000), false),
+            5,
+            "a turn has ended"
+        );
+        let opens = View {
+            opens_at: 1_002_000,
+            ..at_rest()
         };
-        settings.poll_interval_ms(farthest).max(working) + RECOVER_SLACK_MS
-    }
-
-    async fn start(
-        &self,
-        live: &Live,
-        opened: &epochs::Epoch,
-        recover_ms: u64,
-    ) -> Result<Start, Error> {
-        let rules = live.rules.load_full();
-        let capacity = rules.facts.total_seats;
-        let remaining = (capacity - self.sold(live.id).await?).max(0);
-        let mut fields = rules.fields();
-        fields.push(("settings", rules.settings.version.to_string()));
-        fields.push(("capacity", capacity.to_string()));
-        fields.push(("remaining", remaining.to_string()));
-        if let (Some(lo), Some(hi)) = (opened.cut_lo, opened.cut_hi) {
-            fields.push(("cutLo", lo.to_string()));
-            fields.push(("cutHi", hi.to_string()));
-        }
-        if let Some(lo) = opened.draw_lo {
-            fields.push(("drawLo", lo.to_string()));
-        }
-        if rules.settings.pre_queue_opens_at.is_some() {
-            let draw = epochs::draw(&self.deps().pool, live.id).await?;
-            if let (Some(first), Some(count)) = (draw.first, draw.count) {
-                fields.retain(|(name, _)| *name != "drawLo");
-                fields.push(("drawLo", first.to_string()));
-                fields.push(("drawHi", (first + count).to_string()));
-                fields.push(("drawNext", (first + count + 1).to_string()));
-                fields.push(("seed", hex::encode(&draw.seed)));
-            }
-        }
-        Ok(Start {
-            epoch: u32::try_from(opened.epoch).map_err(Error::unavailable)?,
-            base: opened.base.unsigned_abs(),
-            ceiling: opened.ceiling,
-            served: opened.lost_served,
-            recover_ms,
-            fields,
-            schedules: rules.facts.schedule_ids.clone(),
-        })
-    }
-
-    /// A Redis that came back with an older state may still hold places whose turn
-    /// is over: Postgres knows them.
-    async fn forget_ended(&self, live: &Live) -> Result<(), Error> {
-        let ended = epochs::ended(&self.deps().pool, live.id).await?;
-        for part in ended.chunks(200) {
-            match live.room.forget(part).await {
-                Ok(_) => {}
-                // Flushed meanwhile: then there is nothing to forget.
-                Err(ScriptError::Lost(_)) => return Ok(()),
-                Err(error) => return Err(error.into()),
-            }
-        }
-        Ok(())
-    }
-
-    /// What is noted of the epochs before; read once an epoch.
-    pub(super) async fn before(&self, live: &Live, epoch: u32) -> Result<Before, Error> {
-        let lock = || {
-            live.before
-                .lock()
-                .expect("nothing panics while it holds this lock")
+        assert_eq!(next_tick(&opens, None, false), 2_005, "booking opens");
+        let room = View {
+            working: 1,
+            ..at_rest()
         };
-        let known = *lock();
-        if known.epoch == epoch {
-            return Ok(known);
-        }
-        let Some(row) = epochs::load(&self.deps().pool, live.id).await? else {
-            return Ok(Before::default());
+        assert_eq!(next_tick(&room, None, false), SWEEP_MS, "somebody comes in");
+        let paused = View { paused: 1, ..room };
+        assert_eq!(next_tick(&paused, None, false), IDLE_MS);
+        let unnoted = View {
+            unnoted: 1,
+            ..at_rest()
         };
-        let fresh = Before {
-            epoch: u32::try_from(row.epoch).unwrap_or(0),
-            served: row.lost_served.unsigned_abs(),
-            fresh_from: u32::try_from(row.fresh_from).unwrap_or(0),
-        };
-        *lock() = fresh;
-        Ok(fresh)
+        assert_eq!(next_tick(&unnoted, None, false), SWEEP_MS);
     }
 }

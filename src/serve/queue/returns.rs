@@ -30,7 +30,7 @@ impl State {
         }
         let outcome = ticket.answer.await.map_err(Error::unavailable)??;
         match outcome.code {
-            Code::Ended | Code::NotOpen => {
+            Code::Ended => {
                 self.note_ended(live).await?;
                 Err(Error::Ended)
             }
@@ -39,7 +39,8 @@ impl State {
                 let snapshot = live.snapshot.load();
                 Ok(self.registered(&snapshot, &place, None, now_ms(), StatusCode::OK))
             }
-            Code::Waiting
+            Code::NotOpen
+            | Code::Waiting
             | Code::Working
             | Code::Registered
             | Code::SoldOut
@@ -53,6 +54,9 @@ impl State {
 
     async fn return_loop(&self, live: &Arc<Live>) {
         while let Some((places, senders)) = live.returning.take(BATCH_MAX) {
+            if places.is_empty() {
+                continue;
+            }
             let answered = tasks::job("queue.returns", self.return_batch(live, &places)).await;
             // Those of a batch that panics are told to come again.
             let answers = answered.unwrap_or_default();
@@ -101,6 +105,8 @@ impl State {
         let returns: Vec<_> = places
             .iter()
             .map(|place| {
+                // Time in which nobody could be served is given back to turns of before.
+                let place = &lengthened(place, before);
                 let runs = place.turn.deadline_ms > now;
                 Return {
                     user: place.user,
@@ -115,6 +121,29 @@ impl State {
             })
             .collect();
         Ok(live.room.restore(live.seen(), &returns).await)
+    }
+}
+
+fn lengthened(place: &Place, before: Before) -> Place {
+    let longer = |at: u64| match at {
+        0 => 0,
+        at => at.saturating_add(before.lost_ms),
+    };
+    let lost = place.epoch < before.epoch;
+    Place {
+        turn: match lost {
+            true => Turn {
+                deadline_ms: longer(place.turn.deadline_ms),
+                holding_ms: longer(place.turn.holding_ms),
+                last_ms: longer(place.turn.last_ms),
+            },
+            false => place.turn,
+        },
+        issued_ms: match lost {
+            true => longer(place.issued_ms),
+            false => place.issued_ms,
+        },
+        ..*place
     }
 }
 

@@ -2,14 +2,16 @@
 
 mod answers;
 mod asks;
+mod patience;
 mod room;
 
 use redis::{RedisError, Script};
 
 pub use self::{
-    answers::{Batch, Bounds, CheckIn, Code, FreshRanks, Outcome, Tick, View},
-    asks::{End, May, Return, Start},
-    room::Room,
+    answers::{Batch, Bounds, CheckIn, Code, FreshRanks, Outcome, StoreState, Tick, View},
+    asks::{End, May, Return, Start, Survival, Unpaid},
+    patience::Patience,
+    room::{Room, Seats},
 };
 
 /// One call takes at most this many people: about two milliseconds of Redis.
@@ -27,6 +29,8 @@ pub struct Scripts {
     apply: Script,
     raise: Script,
     draw: Script,
+    reserve: Script,
+    state: Script,
 }
 
 impl Default for Scripts {
@@ -51,6 +55,8 @@ impl Scripts {
             apply: script(include_str!("../../../lua/queue_apply.lua")),
             raise: script(include_str!("../../../lua/queue_raise.lua")),
             draw: script(include_str!("../../../lua/queue_draw.lua")),
+            reserve: script(include_str!("../../../lua/queue_reserve.lua")),
+            state: Script::new(include_str!("../../../lua/queue_state.lua")),
         }
     }
 }
@@ -61,6 +67,12 @@ pub enum ScriptError {
     /// The state is missing, older than what was seen, or in another Redis.
     #[error("the queue's state in Redis is lost ({0})")]
     Lost(String),
+    /// Redis ran the script when its caller had given up: nothing was done.
+    #[error("Redis answered too late; nothing was done")]
+    Late,
+    /// The state has not survived: it must be built anew.
+    #[error("the queue's state in Redis is older than what was seen of it")]
+    Old,
     /// Redis did not answer, or not as agreed.
     #[error("Redis: {0}")]
     Redis(#[from] RedisError),

@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 use sqlx::{PgPool, Row};
 use uuid::Uuid;
 
-use crate::platform::overview;
+use crate::platform::{overview, problem::Problem};
 
 /// Where reservations run elsewhere, their default.
 const HOLD_TTL: Duration = Duration::from_secs(7 * 60);
@@ -32,7 +32,7 @@ pub struct Config {
     #[arg(long, env = "TICKETPING_WORKING_TTL", value_name = "DURATION", default_value = "7m", value_parser = humantime::parse_duration)]
     pub working_ttl: Duration,
     /// How long an admitted person has for the first check-in, at least.
-    #[arg(long, env = "TICKETPING_CLAIM_TTL", value_name = "DURATION", default_value = "30s", value_parser = humantime::parse_duration)]
+    #[arg(long, env = "TICKETPING_CLAIM_TTL", value_name = "DURATION", default_value = "2m", value_parser = humantime::parse_duration)]
     pub claim_ttl: Duration,
     /// Reservations' own flag; a queue's settings may differ from it.
     #[arg(skip = HOLD_TTL)]
@@ -90,12 +90,46 @@ pub struct Settings {
     pub version: i64,
 }
 
-crate::from_row!(Settings {
+/// The row of a queue: what somebody has set. A field without a value follows the flags.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Stored {
+    /// See [`Settings::max_working`].
+    pub max_working: Option<i32>,
+    /// See [`Settings::working_ttl_ms`].
+    pub working_ttl_ms: Option<i64>,
+    /// See [`Settings::claim_ttl_ms`].
+    pub claim_ttl_ms: Option<i64>,
+    /// See [`Settings::hold_ttl_ms`].
+    pub hold_ttl_ms: Option<i64>,
+    /// The inflow limit; None is no limit, unless `admissions_default` says that the flag decides.
+    pub admissions_per_minute: Option<i32>,
+    /// The flag decides on the inflow limit.
+    pub admissions_default: bool,
+    /// See [`Settings::queue_factor`].
+    pub queue_factor: Option<f64>,
+    /// See [`Settings::paused`].
+    pub paused: bool,
+    /// See [`Settings::draining`].
+    pub draining: bool,
+    /// See [`Settings::pre_queue_opens_at`].
+    pub pre_queue_opens_at: Option<DateTime<Utc>>,
+    /// See [`Settings::poll_min_ms`].
+    pub poll_min_ms: i64,
+    /// See [`Settings::poll_max_ms`].
+    pub poll_max_ms: i64,
+    /// See [`Settings::poll_step_ms`].
+    pub poll_step_ms: i64,
+    /// See [`Settings::version`].
+    pub version: i64,
+}
+
+crate::from_row!(Stored {
     max_working,
     working_ttl_ms,
     claim_ttl_ms,
     hold_ttl_ms,
     admissions_per_minute,
+    admissions_default,
     queue_factor,
     paused,
     draining,
@@ -105,6 +139,42 @@ crate::from_row!(Settings {
     poll_step_ms,
     version
 });
+
+impl Stored {
+    /// What holds before anybody has set anything.
+    fn nothing() -> Self {
+        Self {
+            admissions_default: true,
+            poll_min_ms: 1_000,
+            poll_max_ms: 60_000,
+            poll_step_ms: 10,
+            ..Self::default()
+        }
+    }
+
+    /// What is in force: what was set, and the flags for the rest.
+    fn resolve(&self, config: &Config) -> Settings {
+        let flags = Settings::defaults(config);
+        Settings {
+            max_working: self.max_working.unwrap_or(flags.max_working),
+            working_ttl_ms: self.working_ttl_ms.unwrap_or(flags.working_ttl_ms),
+            claim_ttl_ms: self.claim_ttl_ms.unwrap_or(flags.claim_ttl_ms),
+            hold_ttl_ms: self.hold_ttl_ms.unwrap_or(flags.hold_ttl_ms),
+            admissions_per_minute: match self.admissions_default {
+                true => flags.admissions_per_minute,
+                false => self.admissions_per_minute,
+            },
+            queue_factor: self.queue_factor.unwrap_or(flags.queue_factor),
+            paused: self.paused,
+            draining: self.draining,
+            pre_queue_opens_at: self.pre_queue_opens_at,
+            poll_min_ms: self.poll_min_ms,
+            poll_max_ms: self.poll_max_ms,
+            poll_step_ms: self.poll_step_ms,
+            version: self.version,
+        }
+    }
+}
 
 fn ms(duration: Duration) -> i64 {
     i64::try_from(duration.as_millis()).unwrap_or(i64::MAX)
@@ -187,25 +257,20 @@ impl Settings {
 
 const COLUMNS: &str =
     "select max_working::int as max_working, working_ttl_ms, claim_ttl_ms, hold_ttl_ms,
-    admissions_per_minute::int as admissions_per_minute, queue_factor,
+    admissions_per_minute::int as admissions_per_minute, admissions_default, queue_factor,
     paused, draining, pre_queue_opens_at, poll_min_ms, poll_max_ms, poll_step_ms, version
     from settings where performance_id = $1";
 
-/// The row of `performance`, or the flags' defaults.
+/// What is in force for `performance`: its row, and the flags for what the row does not say.
 pub async fn load(pool: &PgPool, performance: Uuid, config: &Config) -> sqlx::Result<Settings> {
-    Ok(sqlx::query_as(COLUMNS)
+    let stored: Option<Stored> = sqlx::query_as(COLUMNS)
         .bind(performance)
         .fetch_optional(pool)
-        .await?
-        .unwrap_or_else(|| Settings::defaults(config)))
-}
-
-/// The versions of the rows of `performances`; one without a row is absent.
-pub async fn versions(pool: &PgPool, performances: &[Uuid]) -> sqlx::Result<Vec<(Uuid, i64)>> {
-    sqlx::query_as("select performance_id, version from settings where performance_id = any($1)")
-        .bind(performances)
-        .fetch_all(pool)
-        .await
+        .await?;
+    Ok(stored.map_or_else(
+        || Settings::defaults(config),
+        |stored| stored.resolve(config),
+    ))
 }
 
 /// One change of settings, as the audit keeps it.
@@ -234,55 +299,81 @@ fn recorded(settings: &Settings) -> Value {
     json!(settings.shown())
 }
 
-/// Changes the row of `performance` and records it, in one transaction.
+/// Everything before the commit may take so long; then the change is given up, and nothing of it
+/// holds.
+const PREPARE_MAX: Duration = Duration::from_secs(3);
+/// The commit itself may take so long before its outcome counts as unknown.
+const COMMIT_MAX: Duration = Duration::from_secs(3);
+
+/// Why a change was not made.
+#[derive(Debug)]
+pub enum ChangeError {
+    /// It was refused; nothing has changed.
+    Refused(Problem),
+    /// PostgreSQL failed or was too slow; nothing has changed.
+    NotMade(String),
+    /// PostgreSQL did not say whether the commit went through.
+    Unknown(String),
+}
+
+/// Changes the row of `performance` and records it, in one transaction. `edit` may refuse.
+///
+/// # Errors
+/// [`ChangeError`], which says whether the change holds.
 pub async fn change(
     pool: &PgPool,
     performance: Uuid,
     config: &Config,
     actor: Uuid,
     reason: &str,
-    edit: impl FnOnce(&mut Settings),
-) -> sqlx::Result<Settings> {
-    let mut tx = pool.begin().await?;
+    edit: impl FnOnce(&mut Stored) -> Result<(), Problem>,
+) -> Result<Settings, ChangeError> {
+    let prepared = async {
+        let failed = |e: sqlx::Error| ChangeError::NotMade(e.to_string());
+        let mut tx = pool.begin().await.map_err(failed)?;
+        let after = write(&mut tx, performance, config, (actor, reason), edit).await?;
+        Ok((tx, after))
+    };
+    // Dropped in the middle, the transaction is rolled back with its connection.
+    let (tx, after) = tokio::time::timeout(PREPARE_MAX, prepared)
+        .await
+        .map_err(|_| ChangeError::NotMade("PostgreSQL did not answer in time".into()))??;
+    match tokio::time::timeout(COMMIT_MAX, tx.commit()).await {
+        Ok(Ok(())) => Ok(after),
+        Ok(Err(error)) => Err(ChangeError::Unknown(error.to_string())),
+        Err(_) => Err(ChangeError::Unknown(
+            "PostgreSQL did not confirm the commit in time".into(),
+        )),
+    }
+}
+
+async fn write(
+    tx: &mut sqlx::PgConnection,
+    performance: Uuid,
+    config: &Config,
+    (actor, reason): (Uuid, &str),
+    edit: impl FnOnce(&mut Stored) -> Result<(), Problem>,
+) -> Result<Settings, ChangeError> {
+    let failed = |e: sqlx::Error| ChangeError::NotMade(e.to_string());
     // Two operators at once: the second sees what the first has set.
     sqlx::query("select pg_advisory_xact_lock(hashtextextended($1::text, 7216341))")
         .bind(performance)
         .execute(&mut *tx)
-        .await?;
-    let before: Settings = sqlx::query_as(COLUMNS)
+        .await
+        .map_err(failed)?;
+    let stored: Option<Stored> = sqlx::query_as(COLUMNS)
         .bind(performance)
         .fetch_optional(&mut *tx)
-        .await?
-        .unwrap_or_else(|| Settings::defaults(config));
-    let mut after = before.clone();
-    edit(&mut after);
-    after.version = sqlx::query(
-        "insert into settings (performance_id, max_working, working_ttl_ms, claim_ttl_ms, hold_ttl_ms,
-            admissions_per_minute, queue_factor, paused, draining, pre_queue_opens_at, poll_min_ms, poll_max_ms, poll_step_ms)
-         values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13)
-         on conflict (performance_id) do update set
-            max_working = excluded.max_working, working_ttl_ms = excluded.working_ttl_ms,
-            claim_ttl_ms = excluded.claim_ttl_ms, hold_ttl_ms = excluded.hold_ttl_ms,
-            admissions_per_minute = excluded.admissions_per_minute, queue_factor = excluded.queue_factor,
-            paused = excluded.paused, draining = excluded.draining, pre_queue_opens_at = excluded.pre_queue_opens_at
-         returning version",
-    )
-    .bind(performance)
-    .bind(after.max_working)
-    .bind(after.working_ttl_ms)
-    .bind(after.claim_ttl_ms)
-    .bind(after.hold_ttl_ms)
-    .bind(after.admissions_per_minute)
-    .bind(after.queue_factor)
-    .bind(after.paused)
-    .bind(after.draining)
-    .bind(after.pre_queue_opens_at)
-    .bind(after.poll_min_ms)
-    .bind(after.poll_max_ms)
-    .bind(after.poll_step_ms)
-    .fetch_one(&mut *tx)
-    .await?
-    .try_get("version")?;
+        .await
+        .map_err(failed)?;
+    let before = stored.as_ref().map_or_else(
+        || Settings::defaults(config),
+        |stored| stored.resolve(config),
+    );
+    let mut row = stored.unwrap_or_else(Stored::nothing);
+    edit(&mut row).map_err(ChangeError::Refused)?;
+    row.version = store(&mut *tx, performance, &row).await.map_err(failed)?;
+    let after = row.resolve(config);
     sqlx::query(
         "insert into setting_changes (id, performance_id, actor, reason, before, after) values ($1, $2, $3, $4, $5, $6)",
     )
@@ -293,9 +384,42 @@ pub async fn change(
     .bind(recorded(&before))
     .bind(recorded(&after))
     .execute(&mut *tx)
-    .await?;
-    tx.commit().await?;
+    .await
+    .map_err(failed)?;
     Ok(after)
+}
+
+/// Writes the row; its new version.
+async fn store(tx: &mut sqlx::PgConnection, performance: Uuid, row: &Stored) -> sqlx::Result<i64> {
+    sqlx::query_scalar(
+        "insert into settings (performance_id, max_working, working_ttl_ms, claim_ttl_ms, hold_ttl_ms,
+            admissions_per_minute, admissions_default, queue_factor, paused, draining, pre_queue_opens_at,
+            poll_min_ms, poll_max_ms, poll_step_ms)
+         values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14)
+         on conflict (performance_id) do update set
+            max_working = excluded.max_working, working_ttl_ms = excluded.working_ttl_ms,
+            claim_ttl_ms = excluded.claim_ttl_ms, hold_ttl_ms = excluded.hold_ttl_ms,
+            admissions_per_minute = excluded.admissions_per_minute, admissions_default = excluded.admissions_default,
+            queue_factor = excluded.queue_factor,
+            paused = excluded.paused, draining = excluded.draining, pre_queue_opens_at = excluded.pre_queue_opens_at
+         returning version",
+    )
+    .bind(performance)
+    .bind(row.max_working)
+    .bind(row.working_ttl_ms)
+    .bind(row.claim_ttl_ms)
+    .bind(row.hold_ttl_ms)
+    .bind(row.admissions_per_minute)
+    .bind(row.admissions_default)
+    .bind(row.queue_factor)
+    .bind(row.paused)
+    .bind(row.draining)
+    .bind(row.pre_queue_opens_at)
+    .bind(row.poll_min_ms)
+    .bind(row.poll_max_ms)
+    .bind(row.poll_step_ms)
+    .fetch_one(tx)
+    .await
 }
 
 /// Changes older than `before`, newest first.

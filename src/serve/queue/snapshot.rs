@@ -23,6 +23,10 @@ const RATE_SPAN_MIN_MS: i64 = 2_000;
 
 /// How often who works asks: often enough to see the end of the turn.
 pub const WORKING_POLL_MS: u64 = 5_000;
+/// SOLD_OUT and CLOSED suspend waiting places for so long, as the prelude has it.
+const SUSPENDED_MS: i64 = 600_000;
+/// How often people whose places are suspended ask again, before their spread.
+const SUSPENDED_POLL_MS: u64 = 15_000;
 
 /// Exact ranks at some numbers, as they were when `admitted` people had come in.
 #[derive(Clone, Debug, Default)]
@@ -176,6 +180,8 @@ pub struct Snapshot {
     pub view: View,
     /// Where it stands.
     pub phase: Phase,
+    /// Epochs that were taken over, each with its last number.
+    pub kept: Vec<(u64, u64)>,
     /// Ranks.
     pub ranks: std::sync::Arc<Ranks>,
     /// Measured admissions.
@@ -190,7 +196,7 @@ pub struct Snapshot {
 
 /// The phase of a queue, from its figures alone.
 pub fn phase(v: &View) -> Phase {
-    let is = |at: i64| at >= 0 && v.now >= at;
+    let is = |at: i64| at >= 0 && v.wall >= at;
     let undrawn = v.draw_lo >= 0 && (v.draw_hi < 0 || v.draw_next <= v.draw_hi);
     if is(v.closes_at) {
         Phase::Closed
@@ -258,6 +264,7 @@ impl Snapshot {
     pub fn new(
         performance: Uuid,
         view: View,
+        kept: Vec<(u64, u64)>,
         ranks: std::sync::Arc<Ranks>,
         rate: Rate,
         draw: Option<DrawView>,
@@ -266,6 +273,7 @@ impl Snapshot {
             performance,
             phase: phase(&view),
             view,
+            kept,
             ranks,
             rate,
             draw,
@@ -274,7 +282,7 @@ impl Snapshot {
         };
         let mut public = snapshot.shown();
         snapshot.changes = json(&public);
-        public.as_of = rfc3339(snapshot.view.now);
+        public.as_of = rfc3339(snapshot.view.wall);
         snapshot.public = json(&public).into();
         snapshot
     }
@@ -356,12 +364,27 @@ impl Snapshot {
     pub fn poll_registered_ms(&self, index: u64) -> u64 {
         let v = &self.view;
         let crowd = (v.registered.unsigned_abs() / 5).clamp(2_000, 60_000);
-        let opening = v.opens_at.saturating_sub(v.now).max(0).unsigned_abs();
+        let opening = v.opens_at.saturating_sub(v.wall).max(0).unsigned_abs();
         (opening + spread(index, crowd)).clamp(v.poll_min.unsigned_abs(), v.poll_max.unsigned_abs())
     }
 
-    /// Seconds until the turn, from the rates measured.
+    /// Seconds until the turn, from the rates measured and the limit on admissions; None while nobody
+    /// can be admitted, or nothing was measured.
     pub fn estimate(&self, position: u64) -> Option<(u64, u64)> {
+        let admits = match self.phase {
+            Phase::Open | Phase::Draining => true,
+            Phase::Upcoming
+            | Phase::PreQueue
+            | Phase::Paused
+            | Phase::Recovering
+            | Phase::SoldOut
+            | Phase::Closed
+            | Phase::Unknown => false,
+        };
+        let limit = self.view.admissions_per_minute;
+        if !admits || self.view.paused == 1 || self.view.max_working <= 0 || limit == 0 {
+            return None;
+        }
         #[allow(
             clippy::cast_precision_loss,
             clippy::cast_possible_truncation,
@@ -370,7 +393,42 @@ impl Snapshot {
         )]
         let seconds = |rate: f64, slack: f64| (position as f64 / rate * slack) as u64;
         let (slow, fast) = (self.rate.slow?, self.rate.fast?);
-        Some((seconds(fast, 0.8), seconds(slow, 1.25) + 1))
+        let (min, max) = (seconds(fast, 0.8), seconds(slow, 1.25) + 1);
+        // No sooner than the limit allows: what is saved up is a second's worth, or one.
+        let limit = limit.max(0).unsigned_abs();
+        let saved = (limit / 60).max(1);
+        let soonest = position
+            .saturating_sub(saved)
+            .saturating_mul(60)
+            .checked_div(limit)
+            .unwrap_or(0);
+        let min = min.max(soonest);
+        Some((min, max.max(min + min / 4 + 1)))
+    }
+
+    /// Whether the token of `place` counts as it is: its epoch is this one, or was taken over.
+    pub fn keeps(&self, place: &Place) -> bool {
+        let (epoch, number) = (u64::from(place.epoch), place.number);
+        if place.epoch == self.epoch() {
+            return true;
+        }
+        let from = u64::try_from(self.view.kept_from).ok();
+        from.is_some_and(|from| (from..u64::from(self.epoch())).contains(&epoch))
+            && self
+                .kept
+                .iter()
+                .all(|&(upto, last)| epoch > upto || number <= last)
+    }
+
+    /// While waiting places are suspended: when the person with `number` should ask again.
+    pub fn poll_suspended_ms(&self, number: u64) -> Option<u64> {
+        let v = &self.view;
+        let suspended = v.suspended_at >= 0 && v.now < v.suspended_at + SUSPENDED_MS;
+        suspended.then(|| {
+            let most = v.poll_max.unsigned_abs();
+            let interval = SUSPENDED_POLL_MS.min(most).max(1);
+            interval - spread(number ^ v.now.unsigned_abs(), interval / 5)
+        })
     }
 
     /// Whether `number` waited when all waiting places were ended together.

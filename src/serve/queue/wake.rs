@@ -53,13 +53,9 @@ fn bell_of(prefix: &str, key: &[u8]) -> Option<Uuid> {
     performance.parse().ok()
 }
 
-/// Whether `redis` answers and keeps what it is given.
-pub(super) async fn usable(redis: &mut Redis) -> Result<(), Unready> {
-    let info: redis::Value = redis::cmd("PING")
-        .query_async(redis)
-        .await
-        .map_err(|e| format!("Redis: {e}"))?;
-    drop(info);
+/// Whether `redis` is a primary that takes writes and keeps what it is given.
+pub(super) async fn usable(redis: &mut Redis, prefix: &str) -> Result<(), Unready> {
+    redis.probe(prefix).await?;
     let policy: Result<Vec<String>, _> = redis::cmd("CONFIG")
         .arg("GET")
         .arg("maxmemory-policy")

@@ -4,9 +4,11 @@
 //! that an attempt that takes over finds what the dead one left: its hold, or
 //! its order.
 
+use std::collections::BTreeSet;
+
 use bytes::Bytes;
 use http::StatusCode;
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 use uuid::Uuid;
 
@@ -20,6 +22,7 @@ use super::{
 use crate::{
     failpoint,
     platform::{
+        currency,
         idempotency::{Answer, Claim},
         place::{Place, PlaceState},
         problem::{FieldError, Problem},
@@ -125,6 +128,48 @@ impl CreateOrder {
     }
 }
 
+/// Whether the payment provider takes this amount; nothing to pay needs no provider.
+fn payable(amount: i64, currency: &str) -> Result<(), Problem> {
+    if amount == 0 {
+        return Ok(());
+    }
+    match currency::payable(amount, currency) {
+        Ok(_) => Ok(()),
+        Err(why) => Err(Problem::new(
+            StatusCode::CONFLICT,
+            "AMOUNT_NOT_PAYABLE",
+            format!("This order would cost {amount} {currency}, which cannot be paid: {why}."),
+        )
+        .with("amount", serde_json::json!(amount))
+        .with("currency", serde_json::json!(currency))),
+    }
+}
+
+/// Refuses what cannot be paid before anything is held. Of the best seats it is not known which they will be where they
+/// have several prices: then only what is certain is refused here.
+fn check_amount(pick: &Pick, catalogue: &Catalogue) -> Result<(), Problem> {
+    let currency = &*catalogue.currency;
+    match pick {
+        Pick::Seats(indices) => {
+            let seats = indices.iter().filter_map(|i| catalogue.seat(*i));
+            payable(seats.map(|s| s.price).sum(), currency)
+        }
+        Pick::Best { count, stretches } => {
+            let wanted = stretches.iter().flat_map(|s| s.from..s.to);
+            let prices: BTreeSet<i64> = wanted
+                .filter_map(|i| catalogue.seat(i))
+                .map(|s| s.price)
+                .collect();
+            match (prices.first(), prices.last()) {
+                (Some(least), Some(most)) if least == most => {
+                    payable(least * i64::from(*count), currency)
+                }
+                _ => Ok(()),
+            }
+        }
+    }
+}
+
 fn created(view: &OrderView, kept: bool) -> Result<Answer, Problem> {
     let body = serde_json::to_vec(view).map_err(Problem::internal)?;
     Ok(Answer {
@@ -161,10 +206,20 @@ fn no_place(reason: NoPlace) -> Problem {
             "BOOKING_NOT_OPEN",
             "Booking has closed.",
         ),
-        NoPlace::Recovering => {
+        // The queue has brought it back, and Redis was lost once more meanwhile.
+        NoPlace::Old | NoPlace::Recovering => {
             Problem::unavailable("the queue is being put together again").retry_after(2)
         }
     }
+}
+
+fn stopped() -> Problem {
+    Problem::new(
+        StatusCode::SERVICE_UNAVAILABLE,
+        "UNAVAILABLE",
+        "Sales are stopped while payments are matched. Your place is kept; try again in a minute.",
+    )
+    .retry_after(15)
 }
 
 fn not_admitted() -> Problem {
@@ -175,11 +230,43 @@ fn not_admitted() -> Problem {
     )
 }
 
+/// A place by its token, as asked of the queue and as answered.
+#[derive(Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct Restore {
+    queue_token: String,
+}
+
 /// What the buyer asks, and by which right.
 pub(super) struct Asked {
     pub(super) user: Uuid,
     pub(super) place: Place,
     pub(super) order: CreateOrder,
+}
+
+fn over_limit(limit: u32, had: u32) -> Problem {
+    Problem::new(
+        StatusCode::CONFLICT,
+        "SEAT_LIMIT_EXCEEDED",
+        format!("One person may have {limit} seats of this performance; you have {had}."),
+    )
+}
+
+fn exhausted() -> Problem {
+    Problem::new(
+        StatusCode::CONFLICT,
+        "HOLDS_EXHAUSTED",
+        "Your turn has held seats ten times, which is all that one turn allows. Pay what you hold, or enter the queue again.",
+    )
+}
+
+fn sales_ended(catalogue: &Catalogue) -> Problem {
+    Problem::new(
+        StatusCode::CONFLICT,
+        "SALES_ENDED",
+        "Tickets of this schedule are not sold any more.",
+    )
+    .with("salesEndAt", serde_json::json!(catalogue.sales_end_at))
 }
 
 impl Reservations {
@@ -205,6 +292,7 @@ impl Reservations {
             PlaceState::Waiting | PlaceState::Working => {}
         }
         let pick = asked.order.pick(&catalogue)?;
+        check_amount(&pick, &catalogue)?;
         let started = std::time::Instant::now();
         let held = self.hold(&asked, &catalogue, &pick, id).await?;
         self.figures.held(&held, started.elapsed());
@@ -218,24 +306,13 @@ impl Reservations {
                 let seats = indices.iter().filter_map(|i| catalogue.seat(*i));
                 return Err(taken(seats.map(|s| s.id.to_string()).collect()));
             }
-            Held::Limit(had) => {
-                return Err(Problem::new(
-                    StatusCode::CONFLICT,
-                    "SEAT_LIMIT_EXCEEDED",
-                    format!(
-                        "One person may have {} seats of this performance; you have {had}.",
-                        self.config.seat_limit
-                    ),
-                ));
+            Held::Limit(had) => return Err(over_limit(self.config.seat_limit, had)),
+            Held::SalesEnded => {
+                return Err(sales_ended(&catalogue));
             }
-            Held::Exhausted => {
-                return Err(Problem::new(
-                    StatusCode::CONFLICT,
-                    "HOLDS_EXHAUSTED",
-                    "Your turn has held seats ten times, which is all that one turn allows. Pay what you hold, or enter the queue again.",
-                ));
-            }
+            Held::Exhausted => return Err(exhausted()),
             Held::NoPlace(reason) => return Err(no_place(reason)),
+            Held::Stopped => return Err(stopped()),
             Held::Lost(why) => {
                 return Err(Problem::unavailable(format!("the queue's state: {why}")));
             }
@@ -247,8 +324,20 @@ impl Reservations {
         };
         failpoint!("orders.after_hold");
         let place = (place.epoch, place.number);
-        let order = NewOrder::new(id, asked.user, &catalogue, indices, times, place)
+        let mut order = NewOrder::new(id, asked.user, &catalogue, indices, times, place)
             .ok_or_else(|| Problem::internal("the hold names seats that the catalogue has not"))?;
+        order.view = order.view.cancellable(self.config.cancel_cutoff());
+        if let Err(refused) = payable(order.view.amount, &order.view.currency) {
+            // The best seats, of several prices: they are not kept.
+            let view = &order.view;
+            if let Err(error) = self
+                .free_hold(view.performance_id, view.schedule_id, id)
+                .await
+            {
+                tracing::warn!(order.id = %id, %error, "a hold without an order stays until its deadline");
+            }
+            return Err(refused);
+        }
         self.write(order, claim).await
     }
 
@@ -269,12 +358,30 @@ impl Reservations {
             limit: self.config.seat_limit,
             place: Some((asked.place.epoch, asked.place.number)),
             counted: None,
+            sales_end_ms: catalogue.sales_end_at.timestamp_millis(),
+            starts_ms: catalogue.starts_at.timestamp_millis(),
             pick,
         };
         let mut redis = self.redis.clone();
-        for _ in 0..=REBUILDS_MAX {
+        let mut restored = false;
+        for _ in 0..=REBUILDS_MAX + 1 {
             match scripts::hold(&mut redis, &keys, &hold).await? {
                 Held::Absent => self.rebuild(catalogue.performance_id).await?,
+                // Redis has lost the place, or the token is of an earlier epoch: the queue brings it back, once.
+                Held::Lost(_) | Held::NoPlace(NoPlace::Old)
+                    if !std::mem::replace(&mut restored, true) =>
+                {
+                    let place = self.restore_place(&asked.place).await?;
+                    hold.place = Some((place.epoch, place.number));
+                }
+                // It worked in the moments that Redis has lost, as its token proves.
+                Held::NoPlace(NoPlace::Waiting)
+                    if asked.place.state == PlaceState::Working
+                        && !std::mem::replace(&mut restored, true) =>
+                {
+                    let place = self.restore_place(&asked.place).await?;
+                    hold.place = Some((place.epoch, place.number));
+                }
                 // After a loss: the turn goes on, and so does the count of its holds.
                 Held::Uncounted => {
                     let (performance, number) = (catalogue.performance_id, asked.place.number);
@@ -285,6 +392,29 @@ impl Reservations {
             }
         }
         Ok(Held::Absent)
+    }
+
+    /// The place as the queue has it after a loss; it must work.
+    async fn restore_place(&self, place: &Place) -> Result<Place, Problem> {
+        let path = format!("/internal/v1/queues/{}/restore", place.queue);
+        let asked = Restore {
+            queue_token: self.places.seal(place),
+        };
+        let restored: Restore = self.queue.post_json(&path, &asked).await.map_err(|error| {
+            match (error.status(), error.code().as_deref()) {
+                (Some(StatusCode::GONE), _) => no_place(NoPlace::Ended),
+                (_, Some("BOOKING_NOT_OPEN")) => no_place(NoPlace::Closed),
+                // It waits in line again, and the seats are gone.
+                (_, Some("SOLD_OUT")) => not_admitted(),
+                _ => Problem::unavailable(format!("the queue: {error}")).retry_after(2),
+            }
+        })?;
+        let place = self.places.open(&restored.queue_token);
+        let place = place.map_err(|_| Problem::internal("the queue's token is not one of ours"))?;
+        match place.state {
+            PlaceState::Working => Ok(place),
+            PlaceState::Registered | PlaceState::Waiting => Err(not_admitted()),
+        }
     }
 
     async fn write(&self, order: NewOrder, claim: Option<Claim>) -> Result<Answer, Problem> {
@@ -324,7 +454,7 @@ impl Reservations {
         if order.row.user_id != user {
             return Ok(None);
         }
-        created(&OrderView::from(&order), false).map(Some)
+        created(&self.view(&order), false).map(Some)
     }
 }
 

@@ -1,7 +1,11 @@
-//! The seats of a schedule as performances lists them: which there are, not who
-//! has them. That never changes, so a process asks once and keeps the answer.
+//! The seats of a schedule as performances lists them: which there are, what they cost and until when they are sold, not
+//! who has them. That changes seldom, so a process keeps the answer until it hears of a change.
 
-use std::{collections::HashMap, fmt::Write as _, sync::Arc};
+use std::{
+    collections::HashMap,
+    fmt::Write as _,
+    sync::{Arc, Mutex},
+};
 
 use chrono::{DateTime, Utc};
 use http::StatusCode;
@@ -67,6 +71,8 @@ pub struct Catalogue {
     pub title: String,
     /// When the show starts.
     pub starts_at: DateTime<Utc>,
+    /// Until when it is sold; no later than its start.
+    pub sales_end_at: DateTime<Utc>,
     /// When booking ends.
     pub booking_closes_at: DateTime<Utc>,
     /// Of every price.
@@ -75,6 +81,8 @@ pub struct Catalogue {
     pub seats: Vec<Seat>,
     by_id: HashMap<Uuid, u32>,
     rendered: Rendered,
+    /// What this process had heard of changes when it asked for this.
+    asked_at: u64,
 }
 
 #[derive(Deserialize)]
@@ -84,6 +92,9 @@ struct Listed {
     performance_id: Uuid,
     performance_title: String,
     starts_at: DateTime<Utc>,
+    /// From performances of an earlier version: its start.
+    #[serde(default)]
+    sales_end_at: Option<DateTime<Utc>>,
     booking_closes_at: DateTime<Utc>,
     seats: Vec<ListedSeat>,
 }
@@ -137,6 +148,8 @@ impl From<Listed> for Catalogue {
             performance_id: listed.performance_id,
             title: listed.performance_title,
             starts_at: listed.starts_at,
+            sales_end_at: listed.sales_end_at.unwrap_or(listed.starts_at),
+            asked_at: 0,
             booking_closes_at: listed.booking_closes_at,
             currency,
             seats,
@@ -243,10 +256,67 @@ impl Weighter<Uuid, Arc<Catalogue>> for BySeats {
     }
 }
 
+/// Performances whose last change is remembered one by one; beyond it, everything is asked for again.
+const CHANGED_MAX: usize = 10_000;
+
+/// Which changes this process has heard of, counted as they come: a catalogue that was asked for before the last one of its
+/// performance is old, also when its answer arrives only afterwards.
+#[derive(Debug, Default)]
+struct Heard {
+    count: u64,
+    /// Anything asked for before this is old.
+    all: u64,
+    of: HashMap<Uuid, u64>,
+}
+
+impl Heard {
+    fn note(&mut self, performance: Uuid) {
+        self.count += 1;
+        if self.of.len() >= CHANGED_MAX {
+            self.note_all();
+        }
+        self.of.insert(performance, self.count);
+    }
+
+    fn note_all(&mut self) {
+        self.count += 1;
+        self.all = self.count;
+        self.of.clear();
+    }
+
+    fn is_old(&self, catalogue: &Catalogue) -> bool {
+        let last = self.of.get(&catalogue.performance_id);
+        catalogue.asked_at < self.all.max(last.copied().unwrap_or(0))
+    }
+}
+
+/// A catalogue that changes each time it is asked for is taken as it is in the end.
+const ASKED_MAX: usize = 3;
+
+/// The schedules of a performance.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Schedules {
+    /// All of them.
+    #[serde(rename = "scheduleIds")]
+    pub all: Vec<Uuid>,
+    /// Those that are still sold; none named by performances of an earlier version.
+    #[serde(default, rename = "openScheduleIds")]
+    open: Option<Vec<Uuid>>,
+}
+
+impl Schedules {
+    /// Those whose sales have not ended.
+    pub fn open(&self) -> &[Uuid] {
+        self.open.as_deref().unwrap_or(&self.all)
+    }
+}
+
 /// The catalogues that this process knows. Cheap to clone.
 #[derive(Clone)]
 pub struct Catalogues {
     known: Arc<Cache<Uuid, Arc<Catalogue>, BySeats>>,
+    heard: Arc<Mutex<Heard>>,
     performances: Upstream,
 }
 
@@ -255,8 +325,30 @@ impl Catalogues {
     pub fn new(performances: Upstream) -> Self {
         Self {
             known: Arc::new(Cache::with_weighter(256, SEATS_KEPT_MAX, BySeats)),
+            heard: Arc::default(),
             performances,
         }
+    }
+
+    fn heard(&self) -> std::sync::MutexGuard<'_, Heard> {
+        self.heard
+            .lock()
+            .expect("nothing panics while it holds this lock")
+    }
+
+    /// Times, prices or schedules of a performance have changed; none: of any.
+    pub fn changed(&self, performance: Option<Uuid>) {
+        let mut heard = self.heard();
+        match performance {
+            Some(performance) => heard.note(performance),
+            None => heard.note_all(),
+        }
+    }
+
+    /// The catalogue of a schedule, where this process knows it and it is not old.
+    pub fn known(&self, schedule: Uuid) -> Option<Arc<Catalogue>> {
+        let known = self.known.get(&schedule)?;
+        (!self.heard().is_old(&known)).then_some(known)
     }
 
     /// The catalogue of a schedule; one question at a time for each.
@@ -264,32 +356,56 @@ impl Catalogues {
     /// # Errors
     /// 404 `SCHEDULE_NOT_FOUND`, or 503 when performances does not answer.
     pub async fn get(&self, schedule: Uuid) -> Result<Arc<Catalogue>, Problem> {
-        self.known
-            .get_or_insert_async(&schedule, self.ask(schedule))
-            .await
+        let ask = || {
+            self.known
+                .get_or_insert_async(&schedule, self.ask(schedule))
+        };
+        let mut catalogue = ask().await?;
+        for _ in 1..ASKED_MAX {
+            if !self.heard().is_old(&catalogue) {
+                break;
+            }
+            // Only the old one: another request may have replaced it already.
+            self.known
+                .remove_if(&schedule, |known| Arc::ptr_eq(known, &catalogue));
+            catalogue = ask().await?;
+        }
+        Ok(catalogue)
     }
 
     async fn ask(&self, schedule: Uuid) -> Result<Arc<Catalogue>, Problem> {
+        let asked_at = self.heard().count;
         let path = format!("/internal/v1/schedules/{schedule}/catalogue");
         match self.performances.get_json::<Listed>(&path).await {
-            Ok(listed) => Ok(Arc::new(listed.into())),
+            Ok(listed) => Ok(Arc::new(Catalogue {
+                asked_at,
+                ..listed.into()
+            })),
             Err(error) => Err(missing(&error, "SCHEDULE_NOT_FOUND", "schedule")),
         }
+    }
+
+    /// Tells performances what was sold: it counts what it has missed, and says how many.
+    ///
+    /// # Errors
+    /// When performances does not answer.
+    pub async fn tell_sales(
+        &self,
+        sales: &(impl serde::Serialize + Sync),
+    ) -> Result<serde_json::Value, UpstreamError> {
+        self.performances
+            .post_json("/internal/v1/sales", sales)
+            .await
     }
 
     /// The schedules of a performance, asked anew each time.
     ///
     /// # Errors
     /// 404 `PERFORMANCE_NOT_FOUND`, or 503 when performances does not answer.
-    pub async fn schedules_of(&self, performance: Uuid) -> Result<Vec<Uuid>, Problem> {
-        #[derive(Deserialize)]
-        #[serde(rename_all = "camelCase")]
-        struct Performance {
-            schedule_ids: Vec<Uuid>,
-        }
+    pub async fn schedules_of(&self, performance: Uuid) -> Result<Schedules, Problem> {
         let path = format!("/internal/v1/performances/{performance}");
-        match self.performances.get_json::<Performance>(&path).await {
-            Ok(found) => Ok(found.schedule_ids),
+        match self.performances.get_json::<Schedules>(&path).await {
+            Ok(found) => Ok(found),
             Err(error) => Err(missing(&error, "PERFORMANCE_NOT_FOUND", "performance")),
         }
     }
@@ -335,10 +451,33 @@ pub mod tests {
             performance_id: Uuid::now_v7(),
             performance_title: "Play".into(),
             starts_at: Utc::now(),
+            sales_end_at: None,
             booking_closes_at: Utc::now(),
             seats,
         }
         .into()
+    }
+
+    #[test]
+    fn a_catalogue_asked_for_before_a_change_is_old() {
+        let (mut heard, hall) = (Heard::default(), hall(&[("A", "V")]));
+        assert!(!heard.is_old(&hall));
+        heard.note(Uuid::now_v7());
+        assert!(!heard.is_old(&hall), "another performance");
+        heard.note(hall.performance_id);
+        assert!(heard.is_old(&hall));
+        let again = Catalogue {
+            asked_at: heard.count,
+            ..hall
+        };
+        assert!(!heard.is_old(&again));
+        for _ in 0..=CHANGED_MAX {
+            heard.note(Uuid::now_v7());
+        }
+        assert!(
+            heard.is_old(&again) && heard.of.len() <= CHANGED_MAX,
+            "bounded"
+        );
     }
 
     #[test]

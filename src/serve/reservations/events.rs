@@ -34,8 +34,6 @@ struct Data {
     amount: Option<i64>,
     #[serde(default)]
     currency: Option<String>,
-    #[serde(default)]
-    full: Option<bool>,
 }
 
 /// What this role listens to.
@@ -66,12 +64,8 @@ fn cause(event: &Event, data: &Data) -> Result<Cause, HandlerError> {
         }),
         "payment.failed" => Cause::PaymentFailed,
         "payment.cancelled" => Cause::PaymentCancelled,
-        "payment.refunded" => Cause::MoneyBack {
-            payment: data.payment_id.ok_or_else(|| lacks("paymentId"))?,
-            amount: data.amount.ok_or_else(|| lacks("amount"))?,
-            full: data.full.ok_or_else(|| lacks("full"))?,
-        },
-        "payment.disputed" => Cause::Disputed,
+        "payment.refunded" => Cause::MoneyBack(event.data()?),
+        "payment.disputed" => Cause::Disputed(event.data()?),
         other => {
             return Err(HandlerError::poison(anyhow::anyhow!(
                 "unknown event {other}"
@@ -87,6 +81,15 @@ impl Reservations {
         let applied = match self.step(data.order_id, &cause, Some(event.id)).await {
             Ok(applied) => applied,
             Err(StepError::Database(error)) => return Err(error.into()),
+            // PostgreSQL has lost the order. Of a capture, payments asks until it is accounted
+            // for; of all else there is nobody to tell.
+            Err(StepError::NotFound) => {
+                tracing::warn!(
+                    order.id = %data.order_id, event.type = event.kind,
+                    "{} is about order {}, which is not known", event.kind, data.order_id
+                );
+                return Ok(());
+            }
             Err(error) => return Err(HandlerError::poison(error)),
         };
         if let (Step::Reacquire, Cause::Paid(payment)) = (applied.step, &cause) {
@@ -115,6 +118,10 @@ impl Reservations {
         let lost = if row.starts_at <= row.now {
             Some("PAID_TOO_LATE_SHOW_STARTED")
         } else {
+            // As the schedule is now; it may have been moved since.
+            let catalogue = self.catalogues.get(row.schedule_id).await;
+            let catalogue =
+                catalogue.map_err(|p| HandlerError::retry(anyhow::anyhow!("{}", p.code())))?;
             let pick = Pick::Seats(order.indices());
             let hold = Hold {
                 order: id,
@@ -125,6 +132,8 @@ impl Reservations {
                 limit: self.config.seat_limit,
                 place: None,
                 counted: None,
+                sales_end_ms: catalogue.sales_end_at.timestamp_millis(),
+                starts_ms: catalogue.starts_at.timestamp_millis(),
                 pick: &pick,
             };
             self.seats_again(row.performance_id, &hold).await?
@@ -159,17 +168,20 @@ impl Reservations {
             Held::Seats { .. } => Ok(None),
             Held::Taken(_) => Ok(Some("PAID_TOO_LATE_SEATS_GONE")),
             Held::Limit(_) => Ok(Some("PAID_TOO_LATE_LIMIT_REACHED")),
+            Held::SalesEnded => Ok(Some("PAID_TOO_LATE_SALES_ENDED")),
             Held::Absent => {
                 self.rebuild(performance).await?;
                 Err(HandlerError::retry(anyhow::anyhow!(
                     "the seats were just rebuilt"
                 )))
             }
-            Held::NoPlace(_) | Held::Lost(_) | Held::Exhausted | Held::Uncounted => {
-                Err(HandlerError::retry(anyhow::anyhow!(
-                    "the hold of a paid order does not ask for a place"
-                )))
-            }
+            Held::NoPlace(_)
+            | Held::Lost(_)
+            | Held::Exhausted
+            | Held::Uncounted
+            | Held::Stopped => Err(HandlerError::retry(anyhow::anyhow!(
+                "the hold of a paid order does not ask for a place"
+            ))),
         }
     }
 }

@@ -37,7 +37,12 @@ impl Reservations {
         match self.step(order, &Cause::HoldLapsed, None).await {
             Ok(_) | Err(StepError::NotFound) => {}
             Err(StepError::Database(error)) => return Err(error.into()),
-            Err(StepError::Refused(_) | StepError::CutOff | StepError::TicketUsed) => {}
+            Err(
+                StepError::Refused(_)
+                | StepError::CutOff
+                | StepError::TicketUsed
+                | StepError::Disputed,
+            ) => {}
         }
         self.show(performance, order).await
     }

@@ -31,6 +31,8 @@ pub struct Figures {
     pub maps_rendered: Counter,
     /// Orders that Redis showed otherwise than Postgres.
     pub repaired: Counter,
+    /// Repairs that could not be made.
+    pub repair_failures: Counter,
 }
 
 impl Figures {
@@ -44,6 +46,7 @@ impl Figures {
             opened: Counter::default(),
             maps_rendered: Counter::default(),
             repaired: Counter::default(),
+            repair_failures: Counter::default(),
         };
         metrics.register(|r| {
             r.register(
@@ -72,6 +75,11 @@ impl Figures {
                 "Orders that Redis showed otherwise than Postgres",
                 this.repaired.clone(),
             );
+            r.register(
+                "seat_repair_failures",
+                "Repairs of seats that could not be made; they come again",
+                this.repair_failures.clone(),
+            );
         });
         this
     }
@@ -84,7 +92,8 @@ impl Figures {
             Held::Limit(_) => "limit",
             Held::NoPlace(_) => "no_place",
             Held::Exhausted => "exhausted",
-            Held::Absent | Held::Lost(_) | Held::Uncounted => "unavailable",
+            Held::SalesEnded => "sales_ended",
+            Held::Absent | Held::Lost(_) | Held::Uncounted | Held::Stopped => "unavailable",
         };
         self.holds.get_or_create(&Outcome { outcome }).inc();
         self.hold_seconds.observe(took.as_secs_f64());
@@ -100,7 +109,6 @@ impl Figures {
             Step::Reacquire => "paid_late",
             Step::Refund(_) => "refunded_capture",
             Step::GiveBack => "given_back",
-            Step::Alarm => "alarm",
             Step::Refuse(_) => "refused",
         };
         self.steps.get_or_create(&Outcome { outcome }).inc();

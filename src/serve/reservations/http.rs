@@ -16,6 +16,7 @@ use uuid::Uuid;
 use super::{
     Reservations,
     booking::{Asked, CreateOrder, invalid_token},
+    machine::Status,
     machine::{End, Refusal, Step},
     steps::{Cause, StepError},
     store::{self, OrderView},
@@ -47,7 +48,17 @@ pub fn routes() -> OpenApiRouter<Reservations> {
             "/internal/v1/orders/{id}/begin-payment",
             post(begin_payment),
         )
+        .route(
+            "/internal/v1/orders/{id}/rebuild",
+            post(super::rebuild::rebuild),
+        )
+        .route(
+            "/internal/v1/reconcile/payments",
+            post(super::reconcile::captures),
+        )
+        .route("/internal/v1/sales", get(super::reconcile::sales))
         .route("/internal/v1/performances/{id}/sold", get(sold))
+        .route("/internal/v1/performances/{id}/unpaid", get(unpaid))
         .route("/internal/v1/overview", get(super::overview::overview))
 }
 
@@ -101,9 +112,19 @@ struct SeatMapView {
 
 /// A seat and whether it can be had.
 #[derive(Serialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
 struct MapSeat {
-    #[serde(flatten)]
-    seat: store::SeatView,
+    id: Uuid,
+    /// Part of the hall.
+    section: String,
+    row: String,
+    number: i32,
+    /// Price class.
+    grade: String,
+    /// In the currency's minor unit.
+    price: i64,
+    /// ISO 4217, lower case.
+    currency: String,
     status: SeatStatus,
 }
 
@@ -134,7 +155,7 @@ enum SeatStatus {
         (status = 201, body = OrderView),
         (status = 401, body = ProblemBody), (status = 403, body = ProblemBody),
         (status = 404, body = ProblemBody),
-        (status = 409, body = ProblemBody, description = "SEATS_TAKEN, SEAT_LIMIT_EXCEEDED, HOLDS_EXHAUSTED (a turn holds ten times at most), BOOKING_NOT_OPEN, IDEMPOTENCY_IN_PROGRESS"),
+        (status = 409, body = ProblemBody, description = "SEATS_TAKEN, SEAT_LIMIT_EXCEEDED, HOLDS_EXHAUSTED (a turn holds ten times at most), SALES_ENDED with salesEndAt, AMOUNT_NOT_PAYABLE (the payment provider does not take this amount), BOOKING_NOT_OPEN, IDEMPOTENCY_IN_PROGRESS"),
         (status = 410, body = ProblemBody, description = "QUEUE_TOKEN_EXPIRED: the turn has ended, or takes no new holds any more while an unpaid order keeps it"),
         (status = 422, body = ProblemBody),
     ),
@@ -175,7 +196,7 @@ async fn list(
     orders.truncate(usize::try_from(limit).unwrap_or(usize::MAX));
     let last = orders.last().filter(|_| more).map(|o| o.row.id.to_string());
     Ok(Json(List {
-        items: orders.iter().map(OrderView::from).collect(),
+        items: orders.iter().map(|order| state.view(order)).collect(),
         next_cursor: last,
     }))
 }
@@ -192,7 +213,7 @@ async fn one(
     Path(id): Path<Uuid>,
 ) -> Result<Json<OrderView>, Problem> {
     let order = state.order_of(id, caller.user_id).await?;
-    Ok(Json(OrderView::from(&order)))
+    Ok(Json(state.view(&order)))
 }
 
 /// Give an order up
@@ -217,7 +238,7 @@ async fn cancel(
     let done = tokio::spawn(work.in_current_span());
     done.await.map_err(Problem::internal)??;
     let order = state.order_of(id, caller.user_id).await?;
-    Ok(Json(OrderView::from(&order)))
+    Ok(Json(state.view(&order)))
 }
 
 /// The ticket of a confirmed order
@@ -239,7 +260,8 @@ async fn ticket(
 
 /// Take a ticket at the door
 ///
-/// The first check answers VALID and uses the ticket up; later ones answer ALREADY_USED.
+/// The first check answers VALID and uses the ticket up; later ones answer ALREADY_USED. A ticket whose order is not
+/// CONFIRMED any more says so, used or not. Name the schedule at the door, and another one's ticket is WRONG_SCHEDULE.
 #[utoipa::path(
     post, path = "/admin/v1/tickets/check", tag = "Operations", security(("bearer" = [])),
     request_body = TicketCheck,
@@ -253,10 +275,7 @@ async fn check_ticket(
     Admin(caller): Admin,
     Json(check): Json<TicketCheck>,
 ) -> Result<Json<TicketVerdict>, Problem> {
-    state
-        .check_ticket(&check.code, caller.user_id)
-        .await
-        .map(Json)
+    state.check_ticket(&check, caller.user_id).await.map(Json)
 }
 
 #[derive(Deserialize)]
@@ -290,10 +309,16 @@ async fn begin_payment(
         "performanceId": order.row.performance_id,
         "performanceTitle": order.row.performance_title,
         "seatLabels": labels,
+        "scheduleId": order.row.schedule_id,
+        "seats": (order.seats.iter())
+            .map(|s| json!({"id": s.seat_id, "price": s.price}))
+            .collect::<Vec<_>>(),
+        "placeEpoch": order.row.place_epoch,
+        "placeNumber": order.row.place_number,
     })))
 }
 
-/// How many seats of a performance are sold: the queue asks when an epoch begins. Redis may have
+/// How many seats are sold, of a performance's schedules that are still sold: the queue asks when an epoch begins. Redis may have
 /// lost seats as well, or hold an older state of them: they are repaired, and counted for the
 /// queue, a second later.
 async fn sold(
@@ -301,16 +326,40 @@ async fn sold(
     _: Internal,
     Path(performance): Path<Uuid>,
 ) -> Result<Json<Value>, Problem> {
+    let schedules = state.catalogues.schedules_of(performance).await?;
     let sold: i64 = sqlx::query(
         "select coalesce(sum(seat_count), 0)::bigint as sold from orders
-         where performance_id = $1 and state = 'CONFIRMED'",
+         where performance_id = $1 and state = 'CONFIRMED' and schedule_id = any($2)",
     )
     .bind(performance)
+    .bind(schedules.open())
     .fetch_one(&state.pool)
     .await?
     .try_get("sold")?;
     state.repair_soon(performance);
     Ok(Json(json!({ "sold": sold })))
+}
+
+/// Orders that keep the turn they were made in: the queue gives them their slots back after a loss of Redis.
+async fn unpaid(
+    State(state): State<Reservations>,
+    _: Internal,
+    Path(performance): Path<Uuid>,
+) -> Result<Json<Value>, Problem> {
+    let orders = store::live_of(&state.pool, performance).await?;
+    let now = chrono::Utc::now();
+    let kept = orders.iter().filter_map(|order| {
+        let row = &order.row;
+        let unpaid = matches!(row.status(), Status::Pending | Status::Paying);
+        let user = row
+            .counts_for()
+            .filter(|_| unpaid && row.expires_at > now)?;
+        Some(json!({
+            "orderId": row.id, "userId": user, "placeNumber": row.place_number?,
+            "keepsMs": row.expires_at.timestamp_millis(),
+        }))
+    });
+    Ok(Json(Value::Array(kept.collect())))
 }
 
 /// Why a step was refused, as the API says it.
@@ -329,6 +378,10 @@ fn problem(error: StepError) -> Problem {
         StepError::CutOff => conflict(
             "CANCELLATION_CLOSED",
             "It is too close to the show to cancel.",
+        ),
+        StepError::Disputed => conflict(
+            "PAYMENT_DISPUTED",
+            "The payment is disputed: the bank decides where the money goes.",
         ),
         StepError::TicketUsed => conflict("TICKET_USED", "The ticket was used at the door."),
         StepError::Database(error) => error.into(),
@@ -353,6 +406,11 @@ impl Reservations {
     pub(super) async fn order_of(&self, id: Uuid, user: Uuid) -> Result<store::Order, Problem> {
         let order = store::order(&self.pool, id).await?;
         order.filter(|o| o.row.user_id == user).ok_or_else(no_order)
+    }
+
+    /// An order as the API shows it.
+    pub(super) fn view(&self, order: &store::Order) -> OrderView {
+        OrderView::from(order).cancellable(self.config.cancel_cutoff())
     }
 
     async fn cancel_order(&self, id: Uuid, user: Uuid) -> Result<(), Problem> {

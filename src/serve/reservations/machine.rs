@@ -60,10 +60,10 @@ pub enum Happening {
     WaitedEnough,
     /// All of the money went back, at whoever's wish.
     RefundedInFull,
-    /// Some of the money went back, at Stripe.
+    /// Some of the money went back, at Stripe, or a refund failed after all.
     RefundedInPart,
-    /// The cardholder disputes the charge.
-    Disputed,
+    /// The cardholder disputed the charge, and the bank gave all of the money back.
+    DisputeLost,
 }
 
 /// A captured payment, as this order knows it.
@@ -77,6 +77,8 @@ pub enum Capture {
     Again,
     /// Not the amount or currency that is due.
     Wrong,
+    /// A dispute has taken it back already.
+    Lost,
 }
 
 /// What to do about it.
@@ -96,8 +98,6 @@ pub enum Step {
     Refund(Reason),
     /// Give the order's payment back and free the seats, as the buyer wishes.
     GiveBack,
-    /// Not for us to undo: an operator must look.
-    Alarm,
     /// Tell the caller no.
     Refuse(Refusal),
 }
@@ -180,15 +180,16 @@ impl Status {
                 Pending | Paying | Closing(_) | Confirmed => Step::To(Refunded),
                 Expired | Cancelled | Refunded => Step::Same,
             },
-            Happening::PaymentFailed => match self {
-                // The buyer may try again for as long as the hold lasts.
+            Happening::DisputeLost => match self {
+                Confirmed => Step::To(Cancelled),
+                // Before Confirmed it overtook the news of the payment, which finds the loss noted.
+                Pending | Paying | Closing(_) | Expired | Cancelled | Refunded => Step::Same,
+            },
+            // The buyer may try again for as long as the hold lasts; what a part of the money
+            // means is a person's to say, and payments has raised the alarm.
+            Happening::PaymentFailed | Happening::RefundedInPart => match self {
                 Pending | Paying | Closing(_) | Confirmed | Expired | Cancelled | Refunded => {
                     Step::Same
-                }
-            },
-            Happening::RefundedInPart | Happening::Disputed => match self {
-                Pending | Paying | Closing(_) | Confirmed | Expired | Cancelled | Refunded => {
-                    Step::Alarm
                 }
             },
         }
@@ -205,6 +206,8 @@ impl Status {
                 Pending | Paying | Closing(_) | Confirmed | Expired | Cancelled | Refunded,
                 Capture::Wrong,
             ) => Step::Refund(Reason::WrongAmount),
+            (Pending | Paying | Closing(_), Capture::Lost) => Step::To(Cancelled),
+            (Confirmed | Expired | Cancelled | Refunded, Capture::Lost) => Step::Same,
             (Pending | Paying | Closing(_), Capture::First) => Step::Confirm,
             (Expired, Capture::First) => Step::Reacquire,
             (Cancelled | Refunded, Capture::First) => Step::Refund(Reason::OrderCancelled),
@@ -300,9 +303,10 @@ mod tests {
                 }
             };
             match self.status.on(happening) {
-                Step::Same | Step::Alarm | Step::Refuse(_) => {}
+                Step::Same | Step::Refuse(_) => {}
                 Step::To(status) => {
-                    if status == Status::Refunded {
+                    // By a refund, or by the bank.
+                    if status == Status::Refunded || happening == Happening::DisputeLost {
                         self.given_back.extend(self.paid_by);
                     }
                     self.status = status;
@@ -351,7 +355,7 @@ mod tests {
             Happening::PaymentCancelled,
             Happening::WaitedEnough,
             Happening::RefundedInPart,
-            Happening::Disputed,
+            Happening::DisputeLost,
         ];
         prop_oneof![
             select(happenings).prop_map(Move::Happens),

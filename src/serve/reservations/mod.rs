@@ -15,6 +15,10 @@ mod figures;
 mod http;
 pub mod machine;
 mod overview;
+mod rebuild;
+mod reconcile;
+pub mod refunds;
+mod restore;
 pub mod scripts;
 mod seatmap;
 pub mod settle;
@@ -23,7 +27,12 @@ pub mod store;
 mod tickets;
 mod writer;
 
-use std::{collections::HashSet, ops::Deref, sync::Arc, time::Duration};
+use std::{
+    collections::{BTreeSet, HashMap, HashSet},
+    ops::Deref,
+    sync::{Arc, atomic::AtomicI64},
+    time::{Duration, Instant},
+};
 
 use axum::extract::FromRef;
 use sqlx::PgPool;
@@ -45,11 +54,13 @@ pub use self::{
 use crate::platform::{
     alarms::Alarms,
     auth::{InternalSecret, Verifier},
+    catalogue_changes::{self, Follower},
     events::{Outbox, OutboxSignal, Watch},
     idempotency,
     metrics::Metrics,
     place::PlaceKeys,
     redis::Redis,
+    scans::Scan,
     tasks::Tasks,
     upstream::Upstream,
 };
@@ -57,12 +68,14 @@ use crate::platform::{
 /// The schema of this role.
 pub const SCHEMA: &str = "reservations";
 /// Its migrations.
-pub static MIGRATOR: crate::platform::db::Migrations = crate::migrations!("reservations": "0001_orders", "0002_events", "0003_dead_letters", "0004_traces", "0005_alarms", "0007_leases");
+pub static MIGRATOR: crate::platform::db::Migrations = crate::migrations!("reservations": "0001_orders", "0002_events", "0003_dead_letters", "0004_traces", "0005_alarms", "0007_leases", "0008_sold_totals", "0010_refunds_disputes", "0011_reconciliation");
 
 /// A repair follows a rebuild after this long: what was on its way has arrived.
 const REPAIR_SOON: Duration = Duration::from_secs(1);
 /// And all performances are compared this often.
-const REPAIR_EVERY: Duration = Duration::from_secs(60);
+const REPAIR_EVERY: Duration = Duration::from_secs(30);
+/// How often events that wait for too long, and dead letters, are looked for.
+const WATCH_EVERY: Duration = Duration::from_secs(10);
 /// Lapsed holds looked at in the same moment.
 const LAPSING_MAX: usize = 16;
 /// Performances waiting for a repair; one more is not lost, the minute's repair comes.
@@ -128,6 +141,8 @@ pub struct Deps {
     pub performances: Upstream,
     /// Cancels payments.
     pub payments: Upstream,
+    /// Brings places back after a loss of Redis.
+    pub queue: Upstream,
     /// Where the role's metrics go.
     pub metrics: Metrics,
 }
@@ -147,12 +162,18 @@ pub struct Inner {
     tickets: TicketKey,
     secret: InternalSecret,
     payments: Upstream,
+    performances: Upstream,
+    queue: Upstream,
     catalogues: Catalogues,
     maps: SeatMaps,
     writer: Writer,
     signal: OutboxSignal,
     figures: Figures,
     rebuilding: Mutex<()>,
+    /// What the last repair of each performance found, and when.
+    repaired: std::sync::Mutex<HashMap<Uuid, (Instant, BTreeSet<Uuid>)>>,
+    /// The highest count of PostgreSQL's that this process has seen.
+    beats: AtomicI64,
     lapsing: Semaphore,
     repairs: mpsc::Sender<Uuid>,
     repairs_asked: std::sync::Mutex<Option<mpsc::Receiver<Uuid>>>,
@@ -203,11 +224,15 @@ impl Reservations {
             tickets: deps.tickets,
             secret: deps.secret,
             payments: deps.payments,
-            catalogues: Catalogues::new(deps.performances),
+            queue: deps.queue,
+            catalogues: Catalogues::new(deps.performances.clone()),
+            performances: deps.performances,
             maps: SeatMaps::default(),
             signal: OutboxSignal::new(),
             figures: Figures::new(&deps.metrics),
             rebuilding: Mutex::default(),
+            repaired: std::sync::Mutex::default(),
+            beats: AtomicI64::new(0),
             lapsing: Semaphore::new(LAPSING_MAX),
             repairs,
             repairs_asked: std::sync::Mutex::new(Some(asked)),
@@ -265,6 +290,7 @@ impl Reservations {
                 self.figures.repaired.inc_by(count as u64);
             }
             Err(error) => {
+                self.figures.repair_failures.inc();
                 tracing::warn!(performance.id = %performance, %error, "the repair of seats comes again");
             }
         }
@@ -290,13 +316,47 @@ impl Reservations {
         let live: Vec<String> = match redis.smembers(self.live_key()).await {
             Ok(live) => live,
             Err(error) => {
-                tracing::warn!(%error, "the repair of all seats comes again");
+                self.figures.repair_failures.inc();
+                tracing::warn!(%error, "cannot list the performances whose seats are in Redis; their repair comes again");
                 return;
             }
         };
-        for performance in live.iter().filter_map(|p| p.parse().ok()) {
-            self.repair_logged(performance).await;
+        for name in live {
+            match name.parse() {
+                Ok(performance) => self.repair_logged(performance).await,
+                Err(error) => {
+                    self.figures.repair_failures.inc();
+                    tracing::error!(name, %error, "an entry of the set of live performances is no id");
+                }
+            }
         }
+    }
+
+    /// Changed prices, times and ends of sales take effect here: what is cached is asked for again, and the seats that are
+    /// not sold are counted anew.
+    pub async fn follow_catalogue(&self, follower: &mut Follower) {
+        let Some(changes) = follower.next_logged("reservations").await else {
+            return;
+        };
+        if changes.reset {
+            self.catalogues.changed(None);
+        }
+        let changed: HashSet<Uuid> = changes.changed.iter().map(|c| c.performance_id).collect();
+        for performance in &changed {
+            self.catalogues.changed(Some(*performance));
+        }
+        for performance in changed.into_iter().chain(changes.ended) {
+            if let Err(error) = self.recount(performance).await {
+                self.figures.repair_failures.inc();
+                tracing::warn!(performance.id = %performance, %error, "the seats that remain are counted again within a minute");
+                self.repair_soon(performance);
+            }
+        }
+    }
+
+    /// Asks performances for changes, from now on.
+    pub fn catalogue_follower(&self) -> Follower {
+        Follower::new(self.performances.clone())
     }
 }
 
@@ -327,6 +387,22 @@ pub fn tasks(state: &Reservations, tasks: &Tasks) {
         let this = this.clone();
         async move { this.repair_all().await }
     });
+    reconcilers(state, tasks);
+    let (this, follower) = (state.clone(), state.catalogue_follower());
+    let follower = Arc::new(Mutex::new(follower));
+    tasks.every("catalogue-changes", catalogue_changes::EVERY, move || {
+        let (this, follower) = (this.clone(), follower.clone());
+        async move { this.follow_catalogue(&mut *follower.lock().await).await }
+    });
+    let pool = state.pool.clone();
+    tasks.every("sold-totals", overview::FOLD_EVERY, move || {
+        let pool = pool.clone();
+        async move {
+            if let Err(error) = overview::fold(&pool).await {
+                tracing::warn!(%error, "totals are added up later");
+            }
+        }
+    });
     let pool = state.pool.clone();
     tasks.every("idempotency-keys", Duration::from_secs(600), move || {
         let pool = pool.clone();
@@ -335,6 +411,43 @@ pub fn tasks(state: &Reservations, tasks: &Tasks) {
                 tracing::warn!(%error, "old idempotency keys stay for now");
             }
         }
+    });
+}
+
+/// Compares orders with payments, and PostgreSQL with what it was.
+fn reconcilers(state: &Reservations, tasks: &Tasks) {
+    fn logged(what: &str, done: Result<(), impl std::fmt::Display>) {
+        if let Err(error) = done {
+            tracing::warn!(%error, "cannot compare {what} now; trying again");
+        }
+    }
+    let (this, scan) = (state.clone(), Scan::new(state.pool.clone(), "overdue"));
+    tasks.every("orders.overdue", reconcile::OVERDUE_EVERY, move || {
+        let (this, scan) = (this.clone(), scan.clone());
+        async move { logged("what payments owes", this.ask_overdue(&scan).await) }
+    });
+    let (this, scan) = (state.clone(), Scan::new(state.pool.clone(), "orders"));
+    tasks.every("orders.compare", reconcile::COMPARE_EVERY, move || {
+        let (this, scan) = (this.clone(), scan.clone());
+        async move { logged("orders and payments", this.compare_orders(&scan).await) }
+    });
+    let (this, scan) = (state.clone(), Scan::new(state.pool.clone(), "sales"));
+    tasks.every("orders.tell-sales", reconcile::COMPARE_EVERY, move || {
+        let (this, scan) = (this.clone(), scan.clone());
+        async move { logged("sales with what was counted", this.tell_sales(&scan).await) }
+    });
+    let (this, scan) = (
+        state.clone(),
+        Scan::new(state.pool.clone(), "restore-guard"),
+    );
+    tasks.every("orders.restore-guard", restore::BEAT_EVERY, move || {
+        let (this, scan) = (this.clone(), scan.clone());
+        async move { logged("PostgreSQL with what it was", this.guard(&scan).await) }
+    });
+    let this = state.clone();
+    tasks.every("orders.watch-events", WATCH_EVERY, move || {
+        let this = this.clone();
+        async move { logged("events that wait", restore::watch_events(&this).await) }
     });
 }
 

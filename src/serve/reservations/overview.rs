@@ -67,8 +67,39 @@ fn count(row: &sqlx::postgres::PgRow, column: &str) -> Result<u64, sqlx::Error> 
     Ok(u64::try_from(value).unwrap_or(0))
 }
 
-/// Confirmed seats are summed this seldom: it walks every order, while open ones have an index.
+/// Changes of what is sold are folded this seldom; open orders have an index.
 const SOLD_EVERY: Duration = Duration::from_secs(5);
+/// And without anybody who looks, so that they do not pile up.
+pub(super) const FOLD_EVERY: Duration = Duration::from_secs(60);
+/// Changes folded in one statement.
+const FOLD_MAX: i64 = 5_000;
+/// And in one go, so that nobody waits for long: the next go takes the rest.
+const FOLDS_MAX: u32 = 20;
+
+/// Folds changes into the totals; any number of instances may.
+pub(super) async fn fold(pool: &PgPool) -> sqlx::Result<()> {
+    for _ in 0..FOLDS_MAX {
+        let folded: i64 = sqlx::query_scalar(
+            "with taken as (
+                 delete from sold_changes where id in (
+                     select id from sold_changes order by id limit $1 for update skip locked)
+                 returning performance_id, seats),
+             folded as (
+                 insert into sold_totals (performance_id, seats)
+                 select performance_id, sum(seats) from taken group by performance_id order by performance_id
+                 on conflict (performance_id) do update set seats = sold_totals.seats + excluded.seats
+                 returning 1)
+             select count(*) from taken",
+        )
+        .bind(FOLD_MAX)
+        .fetch_one(pool)
+        .await?;
+        if folded < FOLD_MAX {
+            break;
+        }
+    }
+    Ok(())
+}
 
 /// Seats sold, by performance, as last summed.
 #[derive(Default)]
@@ -83,9 +114,12 @@ impl Sold {
         {
             return Ok(sold.clone());
         }
+        fold(pool).await?;
         let rows = sqlx::query(
-            "select performance_id, sum(seat_count)::bigint as sold
-             from orders where state = 'CONFIRMED' group by performance_id",
+            "select performance_id, sum(seats)::bigint as sold
+             from (select performance_id, seats from sold_totals
+                   union all select performance_id, seats from sold_changes) as counted
+             group by performance_id having sum(seats) <> 0",
         )
         .fetch_all(pool)
         .await?;

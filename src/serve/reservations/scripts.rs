@@ -25,6 +25,8 @@ macro_rules! script {
 static HOLD: LazyLock<Script> = script!("hold.lua");
 static SETTLE: LazyLock<Script> = script!("settle.lua");
 static RECOUNT: LazyLock<Script> = script!("recount.lua");
+static STOP: LazyLock<Script> =
+    LazyLock::new(|| Script::new(include_str!("../../../lua/stop.lua")));
 static REBUILD: LazyLock<Script> =
     LazyLock::new(|| Script::new(include_str!("../../../lua/rebuild.lua")));
 
@@ -32,6 +34,7 @@ static REBUILD: LazyLock<Script> =
 #[derive(Clone, Debug)]
 pub struct Keys {
     base: String,
+    performance: Uuid,
 }
 
 impl Keys {
@@ -39,7 +42,13 @@ impl Keys {
     pub fn new(prefix: &str, performance: Uuid) -> Self {
         Self {
             base: format!("{prefix}:{{{performance}}}:"),
+            performance,
         }
+    }
+
+    /// Whose keys these are.
+    pub fn performance(&self) -> Uuid {
+        self.performance
     }
 
     fn name(&self, name: &str) -> String {
@@ -49,6 +58,11 @@ impl Keys {
     /// The queue's keys, which its prelude wants first.
     fn queue(&self) -> [String; 7] {
         ["meta", "wait", "work", "place", "ended", "reg", "back"].map(|n| self.name(n))
+    }
+
+    /// The queue's settings and counters.
+    pub fn meta(&self) -> String {
+        self.name("meta")
     }
 
     /// A byte a seat.
@@ -122,6 +136,10 @@ pub struct Hold<'a> {
     pub place: Option<(u32, u64)>,
     /// Holds that the turn has made, as Postgres knows them; none until the script asks.
     pub counted: Option<u64>,
+    /// Until when the schedule is sold, Unix ms.
+    pub sales_end_ms: i64,
+    /// When the show starts, Unix ms: no hold lasts longer.
+    pub starts_ms: i64,
     /// What is wanted.
     pub pick: &'a Pick,
 }
@@ -137,6 +155,8 @@ pub enum NoPlace {
     Closed,
     /// The turn takes no new holds any more, though an unpaid order keeps it.
     Over,
+    /// The token is of an earlier epoch: the queue brings its place back first.
+    Old,
     /// The queue is being put together again: ask later.
     Recovering,
 }
@@ -159,6 +179,8 @@ pub enum Held {
     Limit(u32),
     /// None: the turn has made all its holds.
     Exhausted,
+    /// None: the schedule is not sold any more.
+    SalesEnded,
     /// None: Redis does not know how many holds the turn has made; count them in Postgres.
     Uncounted,
     /// None: the place does not allow it.
@@ -167,6 +189,8 @@ pub enum Held {
     Absent,
     /// None: Redis has lost something of the queue.
     Lost(String),
+    /// None: sales of the performance are stopped.
+    Stopped,
 }
 
 /// What Redis is to show of an order.
@@ -197,6 +221,8 @@ pub struct Settle<'a> {
     pub place: Option<i64>,
     /// Until when it keeps that turn, Unix ms, where it is unpaid.
     pub keeps_ms: i64,
+    /// Until when its schedule is sold, Unix ms; 0 where that is not known.
+    pub sales_end_ms: i64,
     /// Its seats; empty: those that the hold in Redis names.
     pub indices: &'a [u32],
 }
@@ -255,6 +281,7 @@ pub async fn hold<C: ConnectionLike>(
         Some(holds) => call.arg(holds),
         None => call.arg(-1),
     };
+    call.arg(hold.sales_end_ms).arg(hold.starts_ms);
     match hold.pick {
         Pick::Seats(indices) => {
             call.arg("seats").arg(indices);
@@ -283,12 +310,15 @@ pub async fn hold<C: ConnectionLike>(
         "limit" => Held::Limit(numbers::<u32>(&rest)?.first().copied().unwrap_or(0)),
         "exhausted" => Held::Exhausted,
         "count" => Held::Uncounted,
+        "sales_ended" => Held::SalesEnded,
         "absent" => Held::Absent,
+        "stopped" => Held::Stopped,
         "lost" => Held::Lost(first_text(&rest)?),
         "place" => Held::NoPlace(match first_text(&rest)?.as_str() {
             "waiting" => NoPlace::Waiting,
             "ended" => NoPlace::Ended,
             "closed" => NoPlace::Closed,
+            "old" => NoPlace::Old,
             "over" => NoPlace::Over,
             "recovering" => NoPlace::Recovering,
             other => return Err(unexpected(other)),
@@ -319,6 +349,7 @@ pub async fn settle<C: ConnectionLike>(
     call.arg(order.user.as_ref().map_or(&[][..], |u| u.as_bytes()));
     call.arg(deadline_ms).arg(order.schedule.to_string());
     call.arg(order.place.unwrap_or(0)).arg(order.keeps_ms);
+    call.arg(order.sales_end_ms);
     call.arg(order.indices);
     let (tag, rest) = tagged(call.invoke_async(redis).await?)?;
     Ok(match tag.as_str() {
@@ -368,6 +399,21 @@ pub async fn rebuild<C: ConnectionLike>(
         .key(keys.owners(schedule))
         .arg(states)
         .arg(owners)
+        .invoke_async(redis)
+        .await
+}
+
+/// Stops the sales of a performance, or lets them go on; false where the limits are missing.
+///
+/// # Errors
+/// When Redis fails.
+pub async fn stop<C: ConnectionLike>(
+    redis: &mut C,
+    keys: &Keys,
+    stop: bool,
+) -> Result<bool, RedisError> {
+    STOP.key(keys.limit())
+        .arg(if stop { "1" } else { "0" })
         .invoke_async(redis)
         .await
 }

@@ -32,6 +32,8 @@ const MAPS_MAX: usize = 256;
 
 /// A rendered map. The bytes are shared by all answers.
 struct Map {
+    /// What it was rendered from, beside the states.
+    catalogue: Arc<Catalogue>,
     states: Vec<u8>,
     plain: Bytes,
     gzip: Bytes,
@@ -106,8 +108,10 @@ impl Reservations {
         // Before the question: the answer is no older than this.
         let read_at = Instant::now();
         let states = self.states(&catalogue).await?;
-        if let Some(before) = before.filter(|b| b.states == states) {
+        let same = |b: &&Map| b.states == states && Arc::ptr_eq(&b.catalogue, &catalogue);
+        if let Some(before) = before.filter(same) {
             return Ok(Map {
+                catalogue,
                 states,
                 plain: before.plain.clone(),
                 gzip: before.gzip.clone(),
@@ -141,7 +145,7 @@ impl Reservations {
     }
 }
 
-fn render(catalogue: &Catalogue, states: Vec<u8>, read_at: Instant) -> Map {
+fn render(catalogue: &Arc<Catalogue>, states: Vec<u8>, read_at: Instant) -> Map {
     let mut plain = Vec::with_capacity(catalogue.seats.len() * 192 + 128);
     let as_of = Utc::now().to_rfc3339_opts(SecondsFormat::Millis, true);
     let head = format!(
@@ -170,6 +174,7 @@ fn render(catalogue: &Catalogue, states: Vec<u8>, read_at: Instant) -> Map {
     // it, so that two instances' maps are not taken for one another's.
     let tag = hex::encode(&Sha256::digest(&plain)[..12]);
     Map {
+        catalogue: catalogue.clone(),
         states,
         plain: plain.into(),
         gzip: gzip.into(),
@@ -249,7 +254,7 @@ mod tests {
 
     #[test]
     fn a_map_is_json_and_its_gzip_is_the_same() {
-        let hall = hall(&[("A", "VVV")]);
+        let hall = Arc::new(hall(&[("A", "VVV")]));
         let map = render(&hall, b"012".to_vec(), Instant::now());
         let value: serde_json::Value = serde_json::from_slice(&map.plain).unwrap();
         let statuses: Vec<_> = value["seats"]
@@ -267,7 +272,11 @@ mod tests {
 
     #[test]
     fn the_answer_follows_what_the_client_takes_and_has() {
-        let map = render(&hall(&[("A", "V")]), b"0".to_vec(), Instant::now());
+        let map = render(
+            &Arc::new(hall(&[("A", "V")])),
+            b"0".to_vec(),
+            Instant::now(),
+        );
         let tag = map.etag.to_str().unwrap().to_owned();
         let strong = tag.trim_start_matches("W/").to_owned();
         let cases = [

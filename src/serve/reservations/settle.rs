@@ -2,7 +2,11 @@
 //! time. Everything here may run twice, late or on several instances at once:
 //! the scripts compare versions and owners, and Postgres is read anew each time.
 
-use std::collections::{BTreeSet, HashMap};
+use std::{
+    collections::{BTreeSet, HashMap},
+    sync::PoisonError,
+    time::Duration,
+};
 
 use redis::AsyncCommands;
 use uuid::Uuid;
@@ -13,14 +17,23 @@ use super::{
     scripts::{self, Keys, Settle, Settled, Show},
     store::{self, Order},
 };
-use crate::platform::{db, problem::Problem, redis::Redis};
+use crate::platform::{
+    alarms::{self, Alarm},
+    db,
+    problem::Problem,
+    redis::Redis,
+};
 
 /// A hold that Postgres does not know may be on its way there for so long: a
 /// write is given up well before.
-const IN_FLIGHT_MS: i64 = 30_000;
+pub(super) const IN_FLIGHT_MS: i64 = 30_000;
 /// Each round settles whoever stands in the way; more than a few rounds means
 /// that something is changing under us, and the next repair comes anyway.
 const ROUNDS_MAX: u32 = 4;
+/// Two repairs so far apart that find the same did not repair it.
+const CONVERGES_WITHIN: Duration = Duration::from_secs(20);
+/// The alarm about it.
+const NOT_REPAIRED: &str = "SEATS_NOT_REPAIRED";
 /// Fields of one `HSET` while the limits are built.
 const CHUNK: usize = 500;
 
@@ -116,6 +129,9 @@ impl Reservations {
             place: row.place_number,
             // Not until payments has answered: what is still on its way lives on without the turn.
             keeps_ms: row.expires_at.timestamp_millis(),
+            // Unknown here: it counts, and the next count of the seats has the last word.
+            sales_end_ms: (self.catalogues.known(row.schedule_id))
+                .map_or(0, |c| c.sales_end_at.timestamp_millis()),
             indices: &order.indices(),
         };
         let mut redis = self.redis.clone();
@@ -133,6 +149,9 @@ impl Reservations {
             let () = redis.zrem(keys.holds(), order.as_bytes()).await?;
             return Ok(Settled::Done);
         };
+        if !self.may_free_unknown(performance).await? {
+            return Ok(Settled::Stale);
+        }
         let age_ms = chrono::Utc::now().timestamp_millis() - since.unwrap_or(0);
         if age_ms < IN_FLIGHT_MS.min(self.config.hold_ttl_ms()) {
             return Ok(Settled::Stale);
@@ -155,6 +174,7 @@ impl Reservations {
             show: Show::Free,
             place: None,
             keeps_ms: 0,
+            sales_end_ms: 0,
             indices: &[],
         };
         let mut redis = self.redis.clone();
@@ -204,7 +224,7 @@ impl Reservations {
         let mut redis = self.redis.clone();
         let live = store::live_of(&self.pool, performance).await?;
         self.rebuild_limits(&keys, &live).await?;
-        for schedule in &schedules {
+        for schedule in &schedules.all {
             let catalogue = self
                 .catalogues
                 .get(*schedule)
@@ -217,7 +237,7 @@ impl Reservations {
             self.settle(order).await?;
         }
         let () = redis.sadd(self.live_key(), performance.to_string()).await?;
-        scripts::recount(&mut redis, &keys, &schedules).await?;
+        scripts::recount(&mut redis, &keys, schedules.open()).await?;
         tracing::info!(performance.id = %performance, orders = live.len(), "seats rebuilt from Postgres");
         self.repair_soon(performance);
         Ok(())
@@ -236,12 +256,37 @@ impl Reservations {
             .map(|(user, record)| (&user.as_bytes()[..], &record[..]))
             .collect();
         let () = redis.hset(&aside, "built", "1").await?;
+        if self.is_stopped(keys.performance()).await? {
+            let () = redis.hset(&aside, "stopped", "1").await?;
+        }
         for chunk in fields.chunks(CHUNK) {
             let () = redis.hset_multiple(&aside, chunk).await?;
         }
         let placed: bool = redis.rename_nx(&aside, keys.limit()).await?;
         if !placed {
             let () = redis.del(&aside).await?;
+        }
+        Ok(())
+    }
+
+    /// Counts anew how many seats are not sold, of the schedules that are still sold, where there is a queue.
+    ///
+    /// # Errors
+    /// When a store, or performances, is away.
+    pub async fn recount(&self, performance: Uuid) -> Result<(), SettleError> {
+        let keys = self.keys(performance);
+        let mut redis = self.redis.clone();
+        if !redis.exists(keys.meta()).await? {
+            return Ok(());
+        }
+        let schedules = self
+            .catalogues
+            .schedules_of(performance)
+            .await
+            .map_err(SettleError::Performances)?;
+        let counted = scripts::recount(&mut redis, &keys, schedules.open()).await?;
+        if counted.is_none() {
+            self.rebuild(performance).await?;
         }
         Ok(())
     }
@@ -259,25 +304,93 @@ impl Reservations {
             .map_err(SettleError::Performances)?;
         let live = store::live_of(&self.pool, performance).await?;
         let keys = self.keys(performance);
-        let Some(differing) = compare(&self.redis, &keys, &schedules, &live).await? else {
+        let Some(differing) = compare(&self.redis, &keys, &schedules.all, &live).await? else {
             self.rebuild(performance).await?;
             return Ok(0);
         };
+        let unknown = self.unknown(&differing.gone).await?;
+        let lost: BTreeSet<Uuid> = unknown.intersection(&differing.sold).copied().collect();
+        let free = if lost.is_empty() {
+            true
+        } else if self.is_stopped(performance).await? {
+            false
+        } else {
+            !self.suspect_restore(&lost).await? && self.may_free_unknown(performance).await?
+        };
         for order in differing.gone.iter().chain(&differing.due) {
-            self.show(performance, *order).await?;
+            if free || !lost.contains(order) {
+                self.show(performance, *order).await?;
+            }
+        }
+        if free && !lost.is_empty() {
+            self.free_unexplained(performance).await?;
         }
         let mut redis = self.redis.clone();
-        if scripts::recount(&mut redis, &keys, &schedules)
+        if scripts::recount(&mut redis, &keys, schedules.open())
             .await?
             .is_none()
         {
             self.rebuild(performance).await?;
         }
-        let count = differing.gone.len() + differing.due.len();
-        if count > 0 {
-            tracing::warn!(performance.id = %performance, orders = count, "seats repaired");
+        let differed: BTreeSet<Uuid> = differing.gone.union(&differing.due).copied().collect();
+        self.converges(performance, differed.clone()).await?;
+        Ok(differed.len())
+    }
+
+    /// Those of these orders that Postgres does not know.
+    async fn unknown(&self, orders: &BTreeSet<Uuid>) -> Result<BTreeSet<Uuid>, SettleError> {
+        if orders.is_empty() {
+            return Ok(BTreeSet::new());
         }
-        Ok(count)
+        let known = self.known_orders(orders.iter().copied().collect()).await?;
+        Ok(orders.difference(&known).copied().collect())
+    }
+
+    /// A repair that finds what the last one should have repaired does not converge: a person
+    /// hears of it.
+    async fn converges(
+        &self,
+        performance: Uuid,
+        differed: BTreeSet<Uuid>,
+    ) -> Result<(), SettleError> {
+        let now = std::time::Instant::now();
+        let last = {
+            let mut repairs = self.repaired.lock().unwrap_or_else(PoisonError::into_inner);
+            match repairs.get(&performance) {
+                // What a repair of a moment ago found may still be on its way.
+                Some((at, _))
+                    if now.duration_since(*at) < CONVERGES_WITHIN && !differed.is_empty() =>
+                {
+                    return Ok(());
+                }
+                Some(_) | None => repairs.insert(performance, (now, differed.clone())),
+            }
+        };
+        let stuck = match &last {
+            Some((_, before)) => differed.intersection(before).count(),
+            None => 0,
+        };
+        let key = performance.to_string();
+        if stuck > 0 {
+            let detail = format!(
+                "the seats of performance {key} in Redis differ from PostgreSQL, and repairing them does not help ({stuck} orders, {} the first)",
+                differed.iter().next().unwrap_or(&performance)
+            );
+            let alarm = Alarm {
+                kind: NOT_REPAIRED,
+                key: &key,
+                order_id: None,
+                payment_id: None,
+                detail: &detail,
+            };
+            alarms::raise(&mut *self.pool.acquire().await?, &alarm).await?;
+        } else if differed.is_empty() && last.is_none_or(|(_, before)| !before.is_empty()) {
+            let note = "Redis shows what PostgreSQL has.";
+            alarms::clear(&mut *self.pool.acquire().await?, NOT_REPAIRED, &key, note).await?;
+        } else if !differed.is_empty() {
+            tracing::warn!(performance.id = %performance, orders = differed.len(), "seats repaired");
+        }
+        Ok(())
     }
 }
 
@@ -328,6 +441,8 @@ pub struct Differing {
     pub gone: BTreeSet<Uuid>,
     /// In Postgres, and not shown so.
     pub due: BTreeSet<Uuid>,
+    /// Those of `gone` that are shown as having bought a seat.
+    pub sold: BTreeSet<Uuid>,
 }
 
 impl Differing {
@@ -343,6 +458,9 @@ impl Differing {
             }
             if !holder.is_nil() && holder != due {
                 self.gone.insert(holder);
+                if *has == b'2' {
+                    self.sold.insert(holder);
+                }
             }
             if !due.is_nil() {
                 self.due.insert(due);

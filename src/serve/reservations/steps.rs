@@ -8,6 +8,7 @@ use uuid::Uuid;
 
 use super::{
     machine::{Capture, End, Happening, Reason, Refusal, Status, Step},
+    refunds::{self, Disputed, MoneyBack},
     store::{self, Row},
 };
 use crate::{
@@ -54,17 +55,10 @@ pub enum Cause {
     PaymentCancelled,
     /// Payments has been silent for longer than this.
     WaitedEnough(chrono::Duration),
-    /// Money of a payment went back.
-    MoneyBack {
-        /// The payment.
-        payment: Uuid,
-        /// How much went back, all told.
-        amount: i64,
-        /// Was it all of it?
-        full: bool,
-    },
-    /// The cardholder disputes the charge.
-    Disputed,
+    /// Money of a payment went back, or a refund failed after all.
+    MoneyBack(MoneyBack),
+    /// The cardholder disputes the charge, or the dispute moved on.
+    Disputed(Disputed),
 }
 
 /// Why a step could not be taken.
@@ -82,6 +76,9 @@ pub enum StepError {
     /// The ticket was used.
     #[error("the ticket was used")]
     TicketUsed,
+    /// The payment is disputed: a refund would give the money back twice.
+    #[error("the payment is disputed")]
+    Disputed,
     /// The database failed.
     #[error(transparent)]
     Database(sqlx::Error),
@@ -157,22 +154,29 @@ pub async fn apply(
             step: Step::Same,
         });
     }
-    let step = decide(&mut tx, &row, cause).await?;
+    let news = match cause {
+        Cause::MoneyBack(news) => refunds::take(&mut tx, row.id, news).await?,
+        Cause::Disputed(news) => refunds::take_dispute(&mut tx, &row, news).await?,
+        _ => true,
+    };
+    let step = match news {
+        true => decide(&mut tx, &row, cause).await?,
+        false => Step::Same,
+    };
     match step {
         Step::Reacquire | Step::AskPayments(End::Cancelled) => {
             return Ok(Applied { before: row, step });
         }
         Step::Refuse(refusal) => return Err(StepError::Refused(refusal)),
-        Step::Same => settle_refund(&mut tx, &row, cause).await?,
+        Step::Same => {}
         Step::To(status) => to(&mut tx, &row, status, cause).await?,
         Step::AskPayments(End::Expired) => ask_payments(&mut tx, &row).await?,
         Step::Confirm => confirm(&mut tx, &row, cause).await?,
         Step::Refund(reason) => refund_capture(&mut tx, &row, cause, reason).await?,
         Step::GiveBack => give_back(&mut tx, &row).await?,
-        Step::Alarm => tracing::error!(
-            order.id = %row.id, order.status = ?row.status(), cause = ?cause,
-            "an operator must look at this order"
-        ),
+    }
+    if let (Cause::MoneyBack(back), true) = (cause, news) {
+        after_money_back(&mut tx, &row, step, back).await?;
     }
     failpoint!("orders.step_before_commit");
     tx.commit().await?;
@@ -192,7 +196,8 @@ async fn decide(conn: &mut PgConnection, row: &Row, cause: &Cause) -> Result<Ste
             if *user != row.user_id {
                 return Err(StepError::NotFound);
             }
-            if status == Status::Pending && row.expires_at <= row.now {
+            let over = row.expires_at <= row.now || row.starts_at <= row.now;
+            if status == Status::Pending && over {
                 return Err(StepError::Refused(Refusal::HoldEnded));
             }
             Happening::PaymentBegun
@@ -205,6 +210,9 @@ async fn decide(conn: &mut PgConnection, row: &Row, cause: &Cause) -> Result<Ste
                 return Err(StepError::NotFound);
             }
             if status == Status::Confirmed {
+                if row.is_disputed() {
+                    return Err(StepError::Disputed);
+                }
                 if row.ticket_used_at.is_some() {
                     return Err(StepError::TicketUsed);
                 }
@@ -221,19 +229,14 @@ async fn decide(conn: &mut PgConnection, row: &Row, cause: &Cause) -> Result<Ste
             Some(since) if since + *bound <= row.now => Happening::WaitedEnough,
             _ => return Ok(Step::Same),
         },
-        Cause::MoneyBack {
-            full: true,
-            payment,
-            ..
-        } => {
-            // Another payment's refund (it was paid twice) is not the order's.
-            if row.payment_id.is_some_and(|p| p != *payment) {
-                return Ok(Step::Same);
-            }
-            Happening::RefundedInFull
+        // Another payment's refund (it was paid twice) is not the order's.
+        Cause::MoneyBack(back) if row.payment_id.is_some_and(|p| p != back.payment) => {
+            return Ok(Step::Same);
         }
-        Cause::MoneyBack { full: false, .. } => Happening::RefundedInPart,
-        Cause::Disputed => Happening::Disputed,
+        Cause::MoneyBack(back) if back.full => Happening::RefundedInFull,
+        Cause::MoneyBack(_) => Happening::RefundedInPart,
+        Cause::Disputed(news) if news.is_lost() => Happening::DisputeLost,
+        Cause::Disputed(_) => return Ok(Step::Same),
     };
     Ok(status.on(happening))
 }
@@ -246,14 +249,21 @@ async fn capture(
     if row.payment_id == Some(payment.id) {
         return Ok(Capture::Known);
     }
-    let refunded: bool =
-        sqlx::query("select exists (select 1 from refunds where payment_id = $1) as known")
-            .bind(payment.id)
-            .fetch_one(conn)
-            .await?
-            .try_get("known")?;
+    // Asked back by us, or all of it back by others. A part that the dashboard gave back says
+    // nothing about whether the order knows of its payment.
+    let refunded: bool = sqlx::query_scalar(
+        "select exists (select 1 from refunds where payment_id = $1 and reason <> $2)
+             or exists (select 1 from refunds where payment_id = $1 and status = 'SUCCEEDED' and amount >= $3)",
+    )
+    .bind(payment.id)
+    .bind(refunds::MADE_AT_STRIPE)
+    .bind(payment.amount)
+    .fetch_one(conn)
+    .await?;
     Ok(if refunded {
         Capture::Known
+    } else if row.dispute_state.as_deref() == Some("LOST") {
+        Capture::Lost
     } else if row.payment_id.is_some() {
         Capture::Again
     } else if payment.amount != row.amount || !payment.currency.eq_ignore_ascii_case(&row.currency)
@@ -271,10 +281,11 @@ async fn to(
     cause: &Cause,
 ) -> Result<(), sqlx::Error> {
     if status == Status::Paying {
-        // The one renewal: the buyer has a whole hold's time to pay.
+        // The one renewal: the buyer has a whole hold's time to pay, though never beyond the beginning of the show.
         sqlx::query(
             "update orders set state = 'PAYING', version = version + 1,
-                 expires_at = greatest(expires_at, now() + make_interval(secs => hold_ttl_ms / 1000.0))
+                 expires_at = greatest(expires_at,
+                     least(starts_at, now() + make_interval(secs => hold_ttl_ms / 1000.0)))
              where id = $1",
         )
         .bind(row.id)
@@ -285,18 +296,20 @@ async fn to(
     let reason = match (status, cause) {
         (Status::Expired, Cause::WaitedEnough(_)) => Some("PAYMENT_UNANSWERED"),
         (Status::Expired, _) => Some("HOLD_EXPIRED"),
+        (Status::Cancelled, Cause::Disputed(_) | Cause::Paid(_)) => Some("DISPUTE_LOST"),
         (Status::Cancelled, Cause::BuyerCancels { .. }) => Some("CANCELLED_BY_BUYER"),
         (Status::Cancelled, _) => Some("PAYMENT_CANCELLED"),
         (Status::Refunded, _) => Some("REFUNDED_BY_SELLER"),
         _ => None,
     };
     close(conn, row, status, reason).await?;
-    settle_refund(conn, row, cause).await?;
     let kind = match status {
         Status::Expired => "order.expired",
+        // Consumers that count sales count back those that they had counted.
+        Status::Cancelled | Status::Refunded if row.status() == Status::Confirmed => {
+            "order.refunded"
+        }
         Status::Cancelled => "order.cancelled",
-        // Who counts sales counts this one back only if it had counted it.
-        Status::Refunded if row.status() == Status::Confirmed => "order.refunded",
         Status::Refunded => "order.cancelled",
         Status::Pending | Status::Paying | Status::Closing(_) | Status::Confirmed => return Ok(()),
     };
@@ -383,7 +396,7 @@ async fn refund_capture(
         Status::Expired | Status::Cancelled => note_reason(conn, row, reason.code()).await?,
         Status::Confirmed | Status::Refunded => {}
     }
-    request_refund(conn, row.id, payment.id, payment.amount, reason.code()).await
+    refunds::request(conn, row.id, payment.id, payment.amount, reason.code()).await
 }
 
 async fn note_reason(conn: &mut PgConnection, row: &Row, reason: &str) -> Result<(), sqlx::Error> {
@@ -398,63 +411,27 @@ async fn note_reason(conn: &mut PgConnection, row: &Row, reason: &str) -> Result
 async fn give_back(conn: &mut PgConnection, row: &Row) -> Result<(), sqlx::Error> {
     close(conn, row, Status::Refunded, Some("CANCELLED_BY_BUYER")).await?;
     if let Some(payment) = row.payment_id {
-        request_refund(conn, row.id, payment, row.amount, "CANCELLED_BY_BUYER").await?;
+        refunds::request(conn, row.id, payment, row.amount, "CANCELLED_BY_BUYER").await?;
     }
     append(conn, &order_event("order.refunded", row)).await
 }
 
-/// Once a payment, whoever asks and however often.
-async fn request_refund(
-    conn: &mut PgConnection,
-    order: Uuid,
-    payment: Uuid,
-    amount: i64,
-    reason: &str,
-) -> Result<(), sqlx::Error> {
-    let new = sqlx::query(
-        "insert into refunds (payment_id, order_id, amount, reason) values ($1, $2, $3, $4)
-         on conflict (payment_id) do nothing",
-    )
-    .bind(payment)
-    .bind(order)
-    .bind(amount)
-    .bind(reason)
-    .execute(&mut *conn)
-    .await?;
-    if new.rows_affected() == 0 {
-        return Ok(());
-    }
-    let data = serde_json::json!({
-        "orderId": order, "paymentId": payment, "amount": amount, "reason": reason,
-    });
-    append(conn, &NewEvent::new("refund.requested", order, &data)).await
-}
-
-/// Notes that money is back, whoever sent it.
-async fn settle_refund(
+/// What a change of the refunds means beyond the order's own status.
+async fn after_money_back(
     conn: &mut PgConnection,
     row: &Row,
-    cause: &Cause,
+    step: Step,
+    back: &MoneyBack,
 ) -> Result<(), sqlx::Error> {
-    let Cause::MoneyBack {
-        payment,
-        amount,
-        full: true,
-    } = cause
-    else {
-        return Ok(());
+    refunds::note_full(conn, row.id, back).await?;
+    let now = match step {
+        Step::To(status) => status,
+        _ => row.status(),
     };
-    sqlx::query(
-        "insert into refunds (payment_id, order_id, amount, reason, settled_at)
-         values ($1, $2, $3, 'REFUNDED_AT_STRIPE', now())
-         on conflict (payment_id) do update set settled_at = coalesce(refunds.settled_at, now())",
-    )
-    .bind(payment)
-    .bind(row.id)
-    .bind(amount)
-    .execute(conn)
-    .await?;
-    Ok(())
+    if now.is_live() {
+        return Ok(());
+    }
+    refunds::owe_what_failed(conn, row, back).await
 }
 
 /// Begins to take an expired order's seats again: its version grows, so that
@@ -502,7 +479,7 @@ pub async fn end_reacquire(
         None => confirm(&mut tx, &row, &cause).await?,
         Some(reason) => {
             note_reason(&mut tx, &row, reason).await?;
-            request_refund(&mut tx, row.id, payment.id, payment.amount, reason).await?;
+            refunds::request(&mut tx, row.id, payment.id, payment.amount, reason).await?;
         }
     }
     tx.commit().await?;

@@ -57,6 +57,9 @@ pub struct Row {
     pub confirmed_at: Option<DateTime<Utc>>,
     /// When its ticket was checked at the door.
     pub ticket_used_at: Option<DateTime<Utc>>,
+    /// What its disputes come to, as payments tells; none without one.
+    pub dispute_state: Option<String>,
+    has_refunds: bool,
     /// The database's clock at the reading.
     pub now: DateTime<Utc>,
 }
@@ -96,6 +99,8 @@ impl sqlx::FromRow<'_, PgRow> for Row {
             created_at: row.try_get("created_at")?,
             confirmed_at: row.try_get("confirmed_at")?,
             ticket_used_at: row.try_get("ticket_used_at")?,
+            dispute_state: row.try_get("dispute_state")?,
+            has_refunds: row.try_get("has_refunds")?,
             now: row.try_get("now")?,
         })
     }
@@ -133,13 +138,17 @@ crate::from_row!(SeatRow {
 struct RefundRow {
     order_id: Uuid,
     amount: i64,
-    settled_at: Option<DateTime<Utc>>,
+    reason: String,
+    status: String,
+    requested_at: DateTime<Utc>,
 }
 
 crate::from_row!(RefundRow {
     order_id,
     amount,
-    settled_at
+    reason,
+    status,
+    requested_at
 });
 
 /// An order, whole.
@@ -149,13 +158,19 @@ pub struct Order {
     pub row: Row,
     /// Its seats, in index order.
     pub seats: Vec<SeatRow>,
-    refund: Option<RefundRow>,
+    /// In the order in which they were asked for.
+    refunds: Vec<RefundRow>,
 }
 
 impl Row {
     /// Where the order stands.
     pub fn status(&self) -> Status {
         self.status
+    }
+
+    /// A dispute is open: the bank has the money until it decides.
+    pub fn is_disputed(&self) -> bool {
+        self.dispute_state.as_deref() == Some("OPEN")
     }
 
     /// Whose limit it counts for; what the box office sold counts for nobody's.
@@ -169,8 +184,9 @@ impl Row {
 macro_rules! order_columns {
     () => {
         "id, user_id, performance_id, schedule_id, channel, state, closing, closing_at, version::int as version, \
-         status_reason, performance_title, starts_at, seat_count::int as seat_count, amount, currency, hold_ttl_ms, expires_at, place_epoch, \
-         place_number, payment_id, created_at, confirmed_at, ticket_used_at, clock_timestamp() as now"
+         status_reason, performance_title, starts_at, seat_count::int as seat_count, amount, currency, hold_ttl_ms, expires_at, \
+         place_epoch, place_number, payment_id, created_at, confirmed_at, ticket_used_at, dispute_state, \
+         has_refunds, clock_timestamp() as now"
     };
 }
 
@@ -275,25 +291,28 @@ async fn whole(pool: &PgPool, rows: Vec<Row>) -> sqlx::Result<Vec<Order>> {
     .bind(&ids)
     .fetch_all(pool)
     .await?;
-    let closed: Vec<Uuid> = rows
+    let refunded: Vec<Uuid> = rows
         .iter()
-        .filter(|r| !r.status().is_live())
+        .filter(|r| r.has_refunds)
         .map(|r| r.id)
         .collect();
-    let refunds: Vec<RefundRow> = if closed.is_empty() {
+    let refunds: Vec<RefundRow> = if refunded.is_empty() {
         Vec::new()
     } else {
-        sqlx::query_as("select order_id, amount, settled_at from refunds where order_id = any($1)")
-            .bind(&closed)
-            .fetch_all(pool)
-            .await?
+        sqlx::query_as(
+            "select order_id, amount, reason, status, requested_at from refunds
+             where order_id = any($1) and status <> 'COVERED' order by requested_at, id",
+        )
+        .bind(&refunded)
+        .fetch_all(pool)
+        .await?
     };
     let mut orders: Vec<Order> = rows
         .into_iter()
         .map(|row| Order {
             row,
             seats: Vec::new(),
-            refund: None,
+            refunds: Vec::new(),
         })
         .collect();
     let mut at: std::collections::HashMap<Uuid, &mut Order> =
@@ -305,7 +324,7 @@ async fn whole(pool: &PgPool, rows: Vec<Row>) -> sqlx::Result<Vec<Order>> {
     }
     for refund in refunds {
         if let Some(order) = at.get_mut(&refund.order_id) {
-            order.refund = Some(refund);
+            order.refunds.push(refund);
         }
     }
     Ok(orders)
@@ -329,6 +348,20 @@ pub struct SeatView {
     pub price: i64,
     /// ISO 4217, lower case.
     pub currency: String,
+    /// Whether it is still the buyer's.
+    #[serde(default)]
+    pub state: SeatState,
+}
+
+/// Whether a seat of an order is still the buyer's.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "SCREAMING_SNAKE_CASE")]
+pub enum SeatState {
+    /// As the order stands.
+    #[default]
+    Active,
+    /// Released: its money goes back.
+    Refunded,
 }
 
 /// An order's status in the API.
@@ -371,6 +404,47 @@ pub enum RefundStatus {
     Done,
 }
 
+/// Where the money of a refund is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "SCREAMING_SNAKE_CASE")]
+pub enum RefundProgress {
+    /// On its way, or about to be.
+    Pending,
+    /// The card company has it.
+    Succeeded,
+    /// It did not arrive; it is tried again.
+    Failed,
+}
+
+/// One refund of an order.
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct OrderRefund {
+    /// Where the money is.
+    pub status: RefundProgress,
+    /// In the currency's minor unit.
+    pub amount: i64,
+    /// Why: `CANCELLED_BY_BUYER`, `REFUNDED_AT_STRIPE`, …
+    pub reason: String,
+    /// When it was asked for.
+    pub created_at: DateTime<Utc>,
+}
+
+impl From<&RefundRow> for OrderRefund {
+    fn from(row: &RefundRow) -> Self {
+        Self {
+            status: match row.status.as_str() {
+                "SUCCEEDED" => RefundProgress::Succeeded,
+                "FAILED" => RefundProgress::Failed,
+                _ => RefundProgress::Pending,
+            },
+            amount: row.amount,
+            reason: row.reason.clone(),
+            created_at: row.requested_at,
+        }
+    }
+}
+
 /// Money that goes back to the buyer.
 #[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
@@ -411,13 +485,47 @@ pub struct OrderView {
     pub expires_at: DateTime<Utc>,
     /// When it was confirmed.
     pub confirmed_at: Option<DateTime<Utc>>,
-    /// Money on its way back, where there is any.
+    /// Until when it can be given up; null where it cannot.
+    #[serde(default)]
+    pub cancellable_until: Option<DateTime<Utc>>,
+    /// The payment is disputed: the bank has the money until it decides.
+    #[serde(default)]
+    pub disputed: bool,
+    /// Money on its way back of a closed order, where there is any; `refunds` tells more.
     pub refund: Option<RefundView>,
+    /// All refunds, oldest first.
+    #[serde(default)]
+    pub refunds: Vec<OrderRefund>,
+    /// The ticket was used.
+    #[serde(skip)]
+    used: bool,
+}
+
+impl OrderView {
+    /// With `cancellableUntil`: so long before the show.
+    #[must_use]
+    pub fn cancellable(mut self, cutoff: chrono::Duration) -> Self {
+        let can = match self.status {
+            StatusView::PendingPayment | StatusView::Confirmed => !self.disputed && !self.used,
+            StatusView::Expired | StatusView::Cancelled | StatusView::Refunded => false,
+        };
+        self.cancellable_until = (self.starts_at.checked_sub_signed(cutoff)).filter(|_| can);
+        self
+    }
 }
 
 impl From<&Order> for OrderView {
     fn from(order: &Order) -> Self {
         let row = &order.row;
+        let state = match row.status() {
+            Status::Refunded => SeatState::Refunded,
+            Status::Pending
+            | Status::Paying
+            | Status::Closing(_)
+            | Status::Confirmed
+            | Status::Expired
+            | Status::Cancelled => SeatState::Active,
+        };
         Self {
             id: row.id,
             status: row.status().into(),
@@ -426,25 +534,27 @@ impl From<&Order> for OrderView {
             schedule_id: row.schedule_id,
             performance_title: row.performance_title.clone(),
             starts_at: row.starts_at,
-            seats: order.seats.iter().map(|s| s.view(&row.currency)).collect(),
+            seats: order
+                .seats
+                .iter()
+                .map(|s| s.view(&row.currency, state))
+                .collect(),
             amount: row.amount,
             currency: row.currency.clone(),
             created_at: row.created_at,
             expires_at: row.expires_at,
             confirmed_at: row.confirmed_at,
-            refund: order.refund.as_ref().map(|r| RefundView {
-                status: match r.settled_at {
-                    Some(_) => RefundStatus::Done,
-                    None => RefundStatus::Requested,
-                },
-                amount: r.amount,
-            }),
+            cancellable_until: None,
+            disputed: row.is_disputed(),
+            refund: order.refund(),
+            refunds: order.refunds.iter().map(OrderRefund::from).collect(),
+            used: row.ticket_used_at.is_some(),
         }
     }
 }
 
 impl SeatRow {
-    fn view(&self, currency: &str) -> SeatView {
+    fn view(&self, currency: &str, state: SeatState) -> SeatView {
         SeatView {
             id: self.seat_id,
             section: self.section.clone(),
@@ -453,6 +563,7 @@ impl SeatRow {
             grade: self.grade.clone(),
             price: self.price,
             currency: currency.to_owned(),
+            state,
         }
     }
 
@@ -466,6 +577,22 @@ impl SeatRow {
 }
 
 impl Order {
+    /// The refund of a closed order, as it was shown before there were many.
+    fn refund(&self) -> Option<RefundView> {
+        if self.row.status().is_live() {
+            return None;
+        }
+        let ours = |r: &&RefundRow| r.reason != super::refunds::MADE_AT_STRIPE;
+        let last = (self.refunds.iter().rfind(ours)).or(self.refunds.last())?;
+        Some(RefundView {
+            status: match last.status.as_str() {
+                "SUCCEEDED" => RefundStatus::Done,
+                _ => RefundStatus::Requested,
+            },
+            amount: last.amount,
+        })
+    }
+
     /// The bytes of its seats in Redis.
     pub fn indices(&self) -> Vec<u32> {
         self.seats
@@ -524,6 +651,7 @@ impl NewOrder {
                     grade: (*s.grade).into(),
                     price: s.price,
                     currency: currency.clone(),
+                    state: SeatState::Active,
                 })
                 .collect(),
             currency,
@@ -531,7 +659,11 @@ impl NewOrder {
             created_at: DateTime::from_timestamp_micros(Utc::now().timestamp_micros())?,
             expires_at: DateTime::from_timestamp_millis(deadline_ms)?,
             confirmed_at: None,
+            cancellable_until: None,
+            disputed: false,
             refund: None,
+            refunds: Vec::new(),
+            used: false,
         };
         Some(Self {
             view,

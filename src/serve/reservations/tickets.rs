@@ -105,9 +105,13 @@ pub struct TicketView {
 
 /// A code read at the door.
 #[derive(Debug, Deserialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
 pub struct TicketCheck {
     /// As the picture holds it.
     pub code: String,
+    /// The show that this door lets into; any, where none is named.
+    #[serde(default)]
+    pub schedule_id: Option<Uuid>,
 }
 
 /// What the door is to do.
@@ -118,6 +122,12 @@ pub enum Verdict {
     Valid,
     /// It was used before.
     AlreadyUsed,
+    /// The payment is disputed: the bank has the money until it decides.
+    Disputed,
+    /// It is for another show than this door's.
+    WrongSchedule,
+    /// The money went back, or is on its way: used or not, it lets nobody in.
+    Refunded,
     /// The order is not confirmed (any more).
     NotConfirmed,
     /// Not a code of ours.
@@ -169,9 +179,10 @@ impl Reservations {
     /// Takes a ticket at the door: the first time it is valid, later it was used.
     pub(super) async fn check_ticket(
         &self,
-        code: &str,
+        check: &TicketCheck,
         by: Uuid,
     ) -> Result<TicketVerdict, Problem> {
+        let code = check.code.as_str();
         if code.is_empty() || code.len() > 255 {
             return Err(Problem::validation(vec![FieldError::new(
                 "code",
@@ -184,10 +195,13 @@ impl Reservations {
         // The row decides between two doors, and between a door and a refund.
         let first = sqlx::query(
             "update orders set ticket_used_at = now(), ticket_used_by = $2
-             where id = $1 and state = 'CONFIRMED' and ticket_used_at is null",
+             where id = $1 and state = 'CONFIRMED' and ticket_used_at is null
+               and dispute_state is distinct from 'OPEN'
+               and ($3::uuid is null or schedule_id = $3)",
         )
         .bind(id)
         .bind(by)
+        .bind(check.schedule_id)
         .execute(&self.pool)
         .await?
         .rows_affected()
@@ -197,12 +211,27 @@ impl Reservations {
         };
         let result = if first {
             Verdict::Valid
-        } else if order.row.ticket_used_at.is_some() {
-            Verdict::AlreadyUsed
         } else {
-            Verdict::NotConfirmed
+            why_not(&order.row, check.schedule_id)
         };
         Ok(verdict(result, Some(&order)))
+    }
+}
+
+/// Why a ticket of ours does not let in. That it was used comes last: it says that it was good, once.
+fn why_not(row: &store::Row, schedule: Option<Uuid>) -> Verdict {
+    match row.status() {
+        Status::Refunded => Verdict::Refunded,
+        Status::Pending
+        | Status::Paying
+        | Status::Closing(_)
+        | Status::Expired
+        | Status::Cancelled => Verdict::NotConfirmed,
+        Status::Confirmed if schedule.is_some_and(|s| s != row.schedule_id) => {
+            Verdict::WrongSchedule
+        }
+        Status::Confirmed if row.is_disputed() => Verdict::Disputed,
+        Status::Confirmed => Verdict::AlreadyUsed,
     }
 }
 

@@ -21,11 +21,22 @@ pub struct Decline {
 pub enum Afterwards {
     Nothing,
     /// The holder disputes the charge.
-    Dispute,
+    Dispute(Quarrel),
     /// A refund succeeds at first and then fails.
     RefundFails,
     /// A refund stays pending for a moment, then succeeds.
     RefundPending,
+}
+
+/// How the holder disputes it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Quarrel {
+    Fraudulent,
+    NotReceived,
+    /// The bank only asks; no money moves.
+    Inquiry,
+    /// Two disputes of one charge.
+    Several,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -205,7 +216,23 @@ pub const CARDS: &[TestCard] = &[
     )),
     then(
         good("createDispute", "4000000000000259", "visa"),
-        Afterwards::Dispute,
+        Afterwards::Dispute(Quarrel::Fraudulent),
+    ),
+    then(
+        good(
+            "createDisputeProductNotReceived",
+            "4000000000002685",
+            "visa",
+        ),
+        Afterwards::Dispute(Quarrel::NotReceived),
+    ),
+    then(
+        good("createDisputeInquiry", "4000000000001976", "visa"),
+        Afterwards::Dispute(Quarrel::Inquiry),
+    ),
+    then(
+        good("createMultipleDisputes", "4000004000000079", "visa"),
+        Afterwards::Dispute(Quarrel::Several),
     ),
     then(
         good("refundFail", "4000000000005126", "visa"),

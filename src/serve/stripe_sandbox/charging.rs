@@ -4,12 +4,13 @@
 use serde_json::Value;
 
 use super::cards::{Afterwards, Decline, Issuer};
+use super::disputes;
 use super::error::{ApiError, Kind};
 use super::execute::{Context, Events, choose};
 use super::ids;
 use super::machine::{Action, Status, Step, Verdict, step};
 use super::model::{
-    Capture, Charge, ChargeState, Dispute, Intent, LastError, Method, NextAction, RefundStatus,
+    Capture, Charge, ChargeState, Intent, LastError, Method, NextAction, RefundStatus,
 };
 use super::money;
 use super::objects;
@@ -17,7 +18,7 @@ use super::params;
 
 /// Long enough that the call which caused it is answered first, short enough
 /// for a test to wait.
-const FOLLOW_UP_MS: i64 = 500;
+pub const FOLLOW_UP_MS: i64 = 500;
 
 pub fn confirm(
     intent: &mut Intent,
@@ -179,7 +180,7 @@ fn new_charge(
         released: 0,
         balance_transaction: ids::balance_transaction(),
         authenticated,
-        dispute: None,
+        disputes: Vec::new(),
     }
 }
 
@@ -187,7 +188,7 @@ fn new_charge(
 fn approved(intent: &mut Intent, context: &Context<'_>, events: &mut Events) -> Value {
     let disputed = intent
         .latest_charge()
-        .is_some_and(|charge| charge.method.card().afterwards == Afterwards::Dispute);
+        .is_some_and(|charge| matches!(charge.method.card().afterwards, Afterwards::Dispute(_)));
     if disputed {
         intent.due_at_ms = Some(context.now_ms + FOLLOW_UP_MS);
     }
@@ -338,18 +339,25 @@ pub fn capture(
     Ok(now)
 }
 
-/// How a refund of this charge begins, and that more may follow.
-pub fn refund_status(charge: &Charge, intent: &mut Intent, context: &Context<'_>) -> RefundStatus {
-    match charge.method.card().afterwards {
-        Afterwards::Nothing | Afterwards::Dispute => RefundStatus::Succeeded,
-        Afterwards::RefundFails => {
-            intent.due_at_ms = Some(context.now_ms + FOLLOW_UP_MS);
-            RefundStatus::Succeeded
-        }
-        Afterwards::RefundPending => {
-            intent.due_at_ms = Some(context.now_ms + FOLLOW_UP_MS);
-            RefundStatus::Pending
-        }
+/// How a refund of this charge begins, whether it fails after all, and that more may follow.
+pub fn refund_begins(
+    charge: &Charge,
+    intent: &mut Intent,
+    context: &Context<'_>,
+) -> (RefundStatus, bool) {
+    let afterwards = charge.method.card().afterwards;
+    let wait_ms = context.faults.refund_pending.map_or(FOLLOW_UP_MS, |wait| {
+        i64::try_from(wait.as_millis()).unwrap_or(i64::MAX)
+    });
+    let pending =
+        context.faults.refund_pending.is_some() || afterwards == Afterwards::RefundPending;
+    let fails = context.faults.refund_fail || afterwards == Afterwards::RefundFails;
+    if pending || fails {
+        intent.due_at_ms = Some(context.now_ms.saturating_add(wait_ms));
+    }
+    match pending {
+        true => (RefundStatus::Pending, fails),
+        false => (RefundStatus::Succeeded, fails),
     }
 }
 
@@ -367,32 +375,9 @@ pub fn settle(
         settle_charge(intent, context, events);
         return Ok(objects::payment_intent(intent));
     }
-    let Some(afterwards) = intent
-        .captured_charge()
-        .map(|charge| charge.method.card().afterwards)
-    else {
-        return Ok(objects::payment_intent(intent));
-    };
-    match afterwards {
-        Afterwards::Nothing => {}
-        Afterwards::Dispute => open_dispute(intent, context, events),
-        Afterwards::RefundFails => {
-            finish_refunds(
-                intent,
-                RefundStatus::Succeeded,
-                RefundStatus::Failed,
-                events,
-            );
-        }
-        Afterwards::RefundPending => {
-            finish_refunds(
-                intent,
-                RefundStatus::Pending,
-                RefundStatus::Succeeded,
-                events,
-            );
-        }
-    }
+    finish_refunds(intent, events);
+    disputes::follow_up(intent, context, events);
+    disputes::decide(intent, context, events);
     Ok(objects::payment_intent(intent))
 }
 
@@ -427,35 +412,21 @@ fn settle_charge(intent: &mut Intent, context: &Context<'_>, events: &mut Events
     }
 }
 
-fn open_dispute(intent: &mut Intent, context: &Context<'_>, events: &mut Events) {
-    let Some(at) = intent
-        .charges
-        .iter()
-        .position(|charge| charge.state == ChargeState::Captured && charge.dispute.is_none())
-    else {
-        return;
-    };
-    let dispute = Dispute {
-        id: ids::dispute(),
-        created: context.now(),
-        amount: intent.charges[at].captured,
-    };
-    intent.charges[at].dispute = Some(dispute.clone());
-    events.push((
-        "charge.dispute.created",
-        objects::dispute(intent, &intent.charges[at], &dispute),
-    ));
-}
-
-fn finish_refunds(intent: &mut Intent, from: RefundStatus, to: RefundStatus, events: &mut Events) {
+/// Pending refunds end; those that fail after all do so now.
+fn finish_refunds(intent: &mut Intent, events: &mut Events) {
     for at in 0..intent.refunds.len() {
-        if intent.refunds[at].status == from {
-            intent.refunds[at].status = to;
-            let refund = objects::refund(intent, &intent.refunds[at]);
-            events.push(("refund.updated", refund.clone()));
-            if to == RefundStatus::Failed {
-                events.push(("refund.failed", refund));
-            }
+        let refund = &mut intent.refunds[at];
+        refund.status = match (refund.status, refund.fails) {
+            (RefundStatus::Pending, false) => RefundStatus::Succeeded,
+            (RefundStatus::Pending | RefundStatus::Succeeded, true) => RefundStatus::Failed,
+            (RefundStatus::Succeeded, false) | (RefundStatus::Failed, _) => continue,
+        };
+        let failed = refund.status == RefundStatus::Failed;
+        let refund = objects::refund(intent, &intent.refunds[at]);
+        events.push(("refund.updated", refund.clone()));
+        events.push(("charge.refund.updated", refund.clone()));
+        if failed {
+            events.push(("refund.failed", refund));
         }
     }
 }

@@ -346,6 +346,10 @@ fn find<'a>(intents: &'a HashMap<String, Intent>, target: Target<'_>) -> Option<
         Target::Refund(id) => intents
             .values()
             .find(|intent| intent.refunds.iter().any(|refund| refund.id == id)),
+        Target::Dispute(id) => intents.values().find(|intent| {
+            let mut disputes = intent.charges.iter().flat_map(|charge| &charge.disputes);
+            disputes.any(|dispute| dispute.id == id)
+        }),
     }
 }
 

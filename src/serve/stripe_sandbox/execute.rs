@@ -4,11 +4,12 @@
 use serde_json::Value;
 
 use super::charging;
+use super::disputes::{self, Evidence, Opening};
 use super::error::ApiError;
 use super::faults::{Faults, Operation};
 use super::ids;
 use super::machine::{Action, Status};
-use super::model::{ChargeState, Intent, Metadata, Method, Refund, RefundStatus};
+use super::model::{ChargeState, DisputeStatus, Intent, Metadata, Method, Refund, RefundStatus};
 use super::money;
 use super::objects;
 use super::params::{self, Chosen, RefundOf};
@@ -22,6 +23,12 @@ pub enum Command {
     Cancel(String, Option<String>),
     Refund(params::Refund),
     UpdateRefund(String, Metadata),
+    UpdateDispute(String, Evidence),
+    /// The seller gives a dispute up.
+    CloseDispute(String),
+    /// Of a test: a dispute on any intent, and any status for it.
+    OpenDispute(String, Opening),
+    SetDispute(String, DisputeStatus),
     /// The buyer's answer on the next-action page.
     Authenticate {
         intent: String,
@@ -39,6 +46,7 @@ pub enum Target<'a> {
     Intent(&'a str),
     Charge(&'a str),
     Refund(&'a str),
+    Dispute(&'a str),
 }
 
 impl Command {
@@ -50,19 +58,28 @@ impl Command {
             | Self::Capture(id, _)
             | Self::Cancel(id, _)
             | Self::Authenticate { intent: id, .. }
+            | Self::OpenDispute(id, _)
             | Self::Settle(id) => Target::Intent(id),
             Self::Refund(refund) => match &refund.of {
                 RefundOf::Intent(id) => Target::Intent(id),
                 RefundOf::Charge(id) => Target::Charge(id),
             },
             Self::UpdateRefund(id, _) => Target::Refund(id),
+            Self::UpdateDispute(id, _) | Self::CloseDispute(id) | Self::SetDispute(id, _) => {
+                Target::Dispute(id)
+            }
         }
     }
 
     pub fn operation(&self) -> Operation {
         match self {
             Self::Create(_) => Operation::Create,
-            Self::Update(..) | Self::UpdateRefund(..) => Operation::Update,
+            Self::Update(..)
+            | Self::UpdateRefund(..)
+            | Self::UpdateDispute(..)
+            | Self::CloseDispute(_)
+            | Self::OpenDispute(..)
+            | Self::SetDispute(..) => Operation::Update,
             Self::Confirm(..) => Operation::Confirm,
             Self::Capture(..) => Operation::Capture,
             Self::Cancel(..) => Operation::Cancel,
@@ -77,6 +94,7 @@ impl Command {
         match (self.target(), self) {
             (Target::Charge(id), _) => ApiError::missing("charge", id, "charge"),
             (Target::Refund(id), _) => ApiError::missing("refund", id, "id"),
+            (Target::Dispute(id), _) => ApiError::missing("dispute", id, "dispute"),
             (Target::Intent(id), Self::Refund(_)) => {
                 ApiError::missing("payment_intent", id, "payment_intent")
             }
@@ -137,6 +155,16 @@ pub fn run(command: &Command, found: Option<Intent>, context: &Context<'_>) -> O
             passed,
             ..
         } => charging::authenticate(&mut intent, client_secret, *passed, context, &mut events),
+        Command::UpdateDispute(id, evidence) => {
+            disputes::update(&mut intent, id, evidence, context, &mut events)
+        }
+        Command::CloseDispute(id) => disputes::give_in(&mut intent, id, context, &mut events),
+        Command::OpenDispute(_, opening) => {
+            disputes::opened(&mut intent, opening, context, &mut events)
+        }
+        Command::SetDispute(id, status) => {
+            disputes::set(&mut intent, id, *status, context, &mut events)
+        }
         Command::Settle(_) => charging::settle(&mut intent, context, &mut events),
     };
     match answer {
@@ -331,7 +359,11 @@ fn refunded(
         ))
         .code("payment_intent_unexpected_state"));
     };
-    if charge.dispute.is_some() {
+    if charge
+        .disputes
+        .iter()
+        .any(|dispute| dispute.status.forbids_refunds())
+    {
         return Err(ApiError::invalid(format!(
             "Charge {} has been charged back; cannot issue a refund.",
             charge.id
@@ -346,6 +378,7 @@ fn refunded(
         );
     }
     let amount = wanted.amount.unwrap_or(left);
+    params::whole(amount, &intent.currency)?;
     if amount > left {
         return Err(ApiError::invalid(format!(
             "Refund amount ({}) is greater than unrefunded amount on charge ({})",
@@ -356,7 +389,7 @@ fn refunded(
     }
     let mut metadata = Metadata::new();
     merge(&mut metadata, &wanted.metadata);
-    let status = charging::refund_status(&charge, intent, context);
+    let (status, fails) = charging::refund_begins(&charge, intent, context);
     intent.refunds.push(Refund {
         id: ids::refund(),
         charge: charge.id.clone(),
@@ -366,6 +399,7 @@ fn refunded(
         reason: wanted.reason.clone(),
         metadata,
         balance_transaction: ids::balance_transaction(),
+        fails,
     });
     let refund = objects::refund(intent, &intent.refunds[intent.refunds.len() - 1]);
     events.push(("refund.created", refund.clone()));

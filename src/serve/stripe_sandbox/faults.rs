@@ -66,6 +66,10 @@ pub enum Fault {
     Skew,
     /// The payment stays `processing` for so long before it settles.
     Processing(Duration),
+    /// A refund stays `pending` for so long before it ends.
+    RefundPending(Duration),
+    /// A refund succeeds at first and then fails.
+    RefundFail,
     WebhookDelay(Duration),
     /// Each event so many times (default 2).
     WebhookDuplicate(u32),
@@ -155,6 +159,8 @@ fn parse_fault(name: &str, value: Option<&str>) -> Option<Fault> {
         "hang_before" => Fault::HangBefore,
         "skew" => Fault::Skew,
         "processing" => Fault::Processing(duration(2000)?),
+        "refund_pending" => Fault::RefundPending(duration(2000)?),
+        "refund_fail" => Fault::RefundFail,
         "webhook_delay" => Fault::WebhookDelay(duration(2000)?),
         "webhook_duplicate" => Fault::WebhookDuplicate(count(2)?),
         "webhook_reorder" => Fault::WebhookReorder,
@@ -177,6 +183,8 @@ pub struct Faults {
     pub hang_before: bool,
     pub skew: bool,
     pub processing: Option<Duration>,
+    pub refund_pending: Option<Duration>,
+    pub refund_fail: bool,
     pub webhook: WebhookFaults,
 }
 
@@ -202,6 +210,8 @@ impl Faults {
             Fault::HangBefore => self.hang_before = true,
             Fault::Skew => self.skew = true,
             Fault::Processing(d) => self.processing = Some(d),
+            Fault::RefundPending(d) => self.refund_pending = Some(d),
+            Fault::RefundFail => self.refund_fail = true,
             Fault::WebhookDelay(d) => self.webhook.delay = Some(d),
             Fault::WebhookDuplicate(n) => self.webhook.copies = Some(n),
             Fault::WebhookReorder => self.webhook.reorder = true,

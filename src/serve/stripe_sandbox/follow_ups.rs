@@ -1,6 +1,7 @@
 //! What happens by itself: slow payments settle, disputes open, refunds fail
 //! after all; and old rows go.
 
+use std::sync::PoisonError;
 use std::time::Duration;
 
 use sqlx::PgPool;
@@ -9,7 +10,7 @@ use tokio_util::sync::CancellationToken;
 use super::State;
 use super::engine::now_ms;
 use super::execute::Command;
-use super::faults::Faults;
+use super::faults::{Faults, Operation};
 use super::objects::Origin;
 
 /// Looked at this often when nothing is known to come.
@@ -46,7 +47,7 @@ async fn round(state: &State) -> Result<Duration, sqlx::Error> {
             Command::Settle(id),
             None,
             None,
-            Faults::default(),
+            faults(state),
             Origin::default(),
             String::new(),
         )
@@ -63,6 +64,18 @@ async fn round(state: &State) -> Result<Duration, sqlx::Error> {
             Duration::from_millis(wait_ms).clamp(ROUND, IDLE)
         }
     })
+}
+
+/// Nobody waits for an answer here, but the webhooks that follow may meet what any call may meet.
+fn faults(state: &State) -> Faults {
+    let mut drawn = Faults::default();
+    let profile = state.profile();
+    let mut dice = state.dice().lock().unwrap_or_else(PoisonError::into_inner);
+    dice.cast(&profile.terms, Operation::Settle, &mut drawn);
+    Faults {
+        webhook: drawn.webhook,
+        ..Faults::default()
+    }
 }
 
 /// Keys live a day, as at Stripe; events and their deliveries thirty.

@@ -42,6 +42,7 @@ pub fn router(state: State) -> Router {
         .route("/v1/refunds/{id}", get(one_refund).post(update_refund))
         .route("/v1/events", get(list_events))
         .route("/v1/events/{id}", get(event))
+        .merge(super::dispute_routes::router())
         .merge(control::router())
         .merge(pages::router())
         .fallback(unknown)
@@ -89,7 +90,7 @@ async fn unknown(method: Method, uri: Uri) -> ApiError {
     )
 }
 
-fn answer(call: &Call, outcome: Result<Response, ApiError>) -> Response {
+pub fn answer(call: &Call, outcome: Result<Response, ApiError>) -> Response {
     let mut response = outcome.unwrap_or_else(ApiError::into_response);
     name(&mut response, &call.id);
     hint(&mut response);
@@ -115,7 +116,7 @@ fn draw(state: &State, call: &Call, operation: Operation) -> Faults {
 
 /// A call that changes something: parsed, run by the engine, answered after its
 /// commit, with whatever was asked to go wrong on the way back.
-async fn change(
+pub async fn change(
     state: &State,
     call: &Call,
     command: Result<Command, ApiError>,
@@ -156,6 +157,10 @@ fn browser_may(command: &Command) -> bool {
         | Command::Cancel(..)
         | Command::Refund(_)
         | Command::UpdateRefund(..)
+        | Command::UpdateDispute(..)
+        | Command::CloseDispute(_)
+        | Command::OpenDispute(..)
+        | Command::SetDispute(..)
         | Command::Authenticate { .. }
         | Command::Settle(_) => false,
     }
@@ -255,7 +260,7 @@ async fn update_refund(
 }
 
 /// A call that only reads: same faults, no key.
-async fn read(
+pub async fn read(
     state: &State,
     call: &Call,
     reading: impl Future<Output = Result<Value, ApiError>>,
@@ -277,7 +282,7 @@ async fn read(
     answer(call, outcome.await)
 }
 
-fn servers_only(call: &Call) -> Result<(), ApiError> {
+pub fn servers_only(call: &Call) -> Result<(), ApiError> {
     match call.who {
         Who::Secret => Ok(()),
         Who::Publishable => Err(secret_key_required()),
@@ -305,7 +310,7 @@ async fn intent(Extract(state): Extract<State>, Path(id): Path<String>, call: Ca
 /// As Stripe documents for the list of events.
 const EVENT_TYPES_MAX: usize = 20;
 
-const PAGING: [&str; 5] = [
+pub const PAGING: [&str; 5] = [
     "limit",
     "starting_after",
     "ending_before",

@@ -10,6 +10,8 @@ mod call;
 mod cards;
 mod charging;
 mod control;
+mod dispute_routes;
+mod disputes;
 mod engine;
 mod error;
 mod execute;
@@ -54,7 +56,7 @@ pub const SCHEMA: &str = "stripe_sandbox";
 pub const CONNECTIONS_MAX: u32 = 8;
 
 pub static MIGRATIONS: crate::platform::db::Migrations =
-    crate::migrations!("stripe_sandbox": "0001_sandbox");
+    crate::migrations!("stripe_sandbox": "0001_sandbox", "0003_disputes");
 
 #[derive(Clone, Debug, clap::Args)]
 #[command(next_help_heading = "Stripe sandbox")]

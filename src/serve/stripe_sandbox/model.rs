@@ -139,8 +139,23 @@ pub struct Charge {
     pub balance_transaction: String,
     #[serde(default)]
     pub authenticated: bool,
-    #[serde(default)]
-    pub dispute: Option<Dispute>,
+    /// Older documents have one at most, under its singular.
+    #[serde(default, alias = "dispute", deserialize_with = "one_or_many")]
+    pub disputes: Vec<Dispute>,
+}
+
+fn one_or_many<'de, D: serde::Deserializer<'de>>(given: D) -> Result<Vec<Dispute>, D::Error> {
+    #[derive(Deserialize)]
+    #[serde(untagged)]
+    enum Either {
+        Many(Vec<Dispute>),
+        One(Box<Dispute>),
+    }
+    Ok(match Option::<Either>::deserialize(given)? {
+        None => Vec::new(),
+        Some(Either::Many(many)) => many,
+        Some(Either::One(one)) => vec![*one],
+    })
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -159,6 +174,82 @@ pub struct Dispute {
     pub id: String,
     pub created: i64,
     pub amount: i64,
+    #[serde(default)]
+    pub status: DisputeStatus,
+    #[serde(default = "fraudulent")]
+    pub reason: String,
+    /// The text of the evidence: Stripe's own words decide a test dispute.
+    #[serde(default)]
+    pub evidence: Option<String>,
+}
+
+fn fraudulent() -> String {
+    "fraudulent".into()
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum DisputeStatus {
+    WarningNeedsResponse,
+    WarningUnderReview,
+    WarningClosed,
+    #[default]
+    NeedsResponse,
+    UnderReview,
+    Won,
+    Lost,
+}
+
+impl DisputeStatus {
+    pub const ALL: [Self; 7] = [
+        Self::WarningNeedsResponse,
+        Self::WarningUnderReview,
+        Self::WarningClosed,
+        Self::NeedsResponse,
+        Self::UnderReview,
+        Self::Won,
+        Self::Lost,
+    ];
+
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::WarningNeedsResponse => "warning_needs_response",
+            Self::WarningUnderReview => "warning_under_review",
+            Self::WarningClosed => "warning_closed",
+            Self::NeedsResponse => "needs_response",
+            Self::UnderReview => "under_review",
+            Self::Won => "won",
+            Self::Lost => "lost",
+        }
+    }
+
+    pub fn is_inquiry(self) -> bool {
+        match self {
+            Self::WarningNeedsResponse | Self::WarningUnderReview | Self::WarningClosed => true,
+            Self::NeedsResponse | Self::UnderReview | Self::Won | Self::Lost => false,
+        }
+    }
+
+    pub fn is_closed(self) -> bool {
+        match self {
+            Self::WarningClosed | Self::Won | Self::Lost => true,
+            Self::WarningNeedsResponse
+            | Self::WarningUnderReview
+            | Self::NeedsResponse
+            | Self::UnderReview => false,
+        }
+    }
+
+    /// The bank has the money, or may have it: a refund would give it back twice.
+    pub fn forbids_refunds(self) -> bool {
+        match self {
+            Self::NeedsResponse | Self::UnderReview | Self::Lost => true,
+            Self::WarningNeedsResponse
+            | Self::WarningUnderReview
+            | Self::WarningClosed
+            | Self::Won => false,
+        }
+    }
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -173,6 +264,9 @@ pub struct Refund {
     #[serde(default)]
     pub metadata: Metadata,
     pub balance_transaction: String,
+    /// It succeeds at first and then fails.
+    #[serde(default)]
+    pub fails: bool,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]

@@ -11,14 +11,36 @@ const CURRENCIES: &str = "usd aed afn all amd ang aoa ars aud awg azn bam bbd bd
     xcd xof xpf yer zar zmw";
 
 const ZERO_DECIMAL: &[&str] = &[
-    "bif", "clp", "djf", "gnf", "jpy", "kmf", "krw", "mga", "pyg", "rwf", "ugx", "vnd", "vuv",
-    "xaf", "xof", "xpf",
+    "bif", "clp", "djf", "gnf", "jpy", "kmf", "krw", "mga", "pyg", "rwf", "vnd", "vuv", "xaf",
+    "xof", "xpf",
 ];
+
+/// Without decimals since, but given with two: always `00`.
+const NO_FRACTIONS: &[&str] = &["isk", "ugx"];
 
 const THREE_DECIMAL: &[&str] = &["bhd", "jod", "kwd", "omr", "tnd"];
 
-/// Eight digits, whatever the currency.
-pub const MAX_AMOUNT: i64 = 99_999_999;
+/// The digits that Stripe takes, by currency.
+pub fn maximum(code: &str) -> i64 {
+    match code {
+        "idr" => 999_999_999_999,
+        "lbp" => 99_999_999_999,
+        "cop" | "huf" | "jpy" => 9_999_999_999,
+        "inr" => 999_999_999,
+        _ => 99_999_999,
+    }
+}
+
+/// What an amount must be a multiple of.
+pub fn step(code: &str) -> i64 {
+    if THREE_DECIMAL.contains(&code) {
+        10
+    } else if NO_FRACTIONS.contains(&code) {
+        100
+    } else {
+        1
+    }
+}
 
 pub fn is_currency(code: &str) -> bool {
     code.len() == 3 && CURRENCIES.split_ascii_whitespace().any(|c| c == code)

@@ -6,9 +6,10 @@ use std::collections::BTreeMap;
 use serde_json::Value;
 
 use super::cards::{self, TestCard};
+use super::disputes::{Evidence, Opening};
 use super::error::ApiError;
 use super::form::Form;
-use super::model::{Automatic, Capture, Metadata};
+use super::model::{Automatic, Capture, DisputeStatus, Metadata};
 use super::money;
 
 /// Kept and given back, nothing more.
@@ -294,6 +295,44 @@ pub fn refund_metadata(form: &Form) -> Result<Metadata, ApiError> {
     Ok(form.metadata()?.unwrap_or_default())
 }
 
+pub fn evidence(form: &Form) -> Result<Evidence, ApiError> {
+    form.allow(&["evidence", "metadata", "submit", "expand"])?;
+    let given = form.nested("evidence")?;
+    let text = match &given {
+        Some(evidence) => evidence.text("uncategorized_text")?.map(str::to_owned),
+        None => None,
+    };
+    Ok(Evidence {
+        text,
+        submit: form.boolean("submit")?.unwrap_or(given.is_some()),
+    })
+}
+
+pub fn opening(form: &Form) -> Result<(String, Opening), ApiError> {
+    form.allow(&["payment_intent", "amount", "inquiry", "reason"])?;
+    let intent = form
+        .text("payment_intent")?
+        .ok_or_else(|| missing_param("payment_intent"))?;
+    let opening = Opening {
+        amount: positive(form, "amount")?,
+        inquiry: form.boolean("inquiry")?.unwrap_or(false),
+        reason: form.text("reason")?.unwrap_or("fraudulent").to_owned(),
+    };
+    Ok((intent.to_owned(), opening))
+}
+
+pub fn dispute_status(form: &Form) -> Result<DisputeStatus, ApiError> {
+    form.allow(&["status"])?;
+    let names = DisputeStatus::ALL.map(DisputeStatus::as_str);
+    let name = form
+        .choice("status", &names)?
+        .ok_or_else(|| missing_param("status"))?;
+    let found = DisputeStatus::ALL
+        .into_iter()
+        .find(|status| status.as_str() == name);
+    found.ok_or_else(|| missing_param("status"))
+}
+
 fn missing_param(name: &str) -> ApiError {
     ApiError::invalid(format!("Missing required param: {name}."))
         .code("parameter_missing")
@@ -326,15 +365,29 @@ pub fn check_amount(amount: i64, currency: &str) -> Result<(), ApiError> {
         .code("amount_too_small")
         .param("amount"));
     }
-    if amount > money::MAX_AMOUNT {
+    let maximum = money::maximum(currency);
+    if amount > maximum {
         return Err(ApiError::invalid(format!(
             "Amount must be no more than {}",
-            money::show(money::MAX_AMOUNT, currency)
+            money::show(maximum, currency)
         ))
         .code("amount_too_large")
         .param("amount"));
     }
-    Ok(())
+    whole(amount, currency)
+}
+
+/// Fractions that the currency does not have, or that Stripe's partners do not take.
+pub fn whole(amount: i64, currency: &str) -> Result<(), ApiError> {
+    let step = money::step(currency);
+    if amount % step == 0 {
+        return Ok(());
+    }
+    Err(ApiError::invalid(format!(
+        "Invalid amount: an amount in {currency} must be a multiple of {step}."
+    ))
+    .code("invalid_charge_amount")
+    .param("amount"))
 }
 
 fn currency(form: &Form) -> Result<Option<String>, ApiError> {

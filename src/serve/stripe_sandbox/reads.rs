@@ -37,12 +37,23 @@ pub async fn intent_of_refund(pool: &PgPool, id: &str) -> Result<Option<Intent>,
     Ok(found.map(|(Json(intent),)| intent))
 }
 
+pub async fn intent_of_dispute(pool: &PgPool, id: &str) -> Result<Option<Intent>, sqlx::Error> {
+    let found: Option<(Json<Intent>,)> = sqlx::query_as(
+        "select doc from intents where id = (select intent_id from disputes where id = $1)",
+    )
+    .bind(id)
+    .fetch_optional(pool)
+    .await?;
+    Ok(found.map(|(Json(intent),)| intent))
+}
+
 /// The tables that Stripe lists, by what they call their rows.
 #[derive(Clone, Copy, Debug)]
 pub enum Table {
     Intents,
     Charges,
     Refunds,
+    Disputes,
     Events,
 }
 
@@ -52,6 +63,7 @@ impl Table {
             Self::Intents => "intents",
             Self::Charges => "charges",
             Self::Refunds => "refunds",
+            Self::Disputes => "disputes",
             Self::Events => "events",
         }
     }
@@ -61,6 +73,7 @@ impl Table {
             Self::Intents => "payment_intent",
             Self::Charges => "charge",
             Self::Refunds => "refund",
+            Self::Disputes => "dispute",
             Self::Events => "event",
         }
     }

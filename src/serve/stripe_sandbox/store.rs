@@ -108,26 +108,33 @@ pub async fn targets(
     targets: &[Target<'_>],
 ) -> Result<HashMap<String, Intent>, sqlx::Error> {
     let (mut intents, mut charges, mut refunds) = (Vec::new(), Vec::new(), Vec::new());
+    let mut disputes = Vec::new();
     for target in targets {
         match target {
             Target::New => {}
             Target::Intent(id) => intents.push(*id),
             Target::Charge(id) => charges.push(*id),
             Target::Refund(id) => refunds.push(*id),
+            Target::Dispute(id) => disputes.push(*id),
         }
     }
-    if intents.is_empty() && charges.is_empty() && refunds.is_empty() {
+    if [&intents, &charges, &refunds, &disputes]
+        .iter()
+        .all(|ids| ids.is_empty())
+    {
         return Ok(HashMap::new());
     }
     let rows: Vec<(Json<Intent>,)> = sqlx::query_as(
         "select doc from intents where id = any(
              $1::text[]
              || array(select intent_id from charges where id = any($2::text[]))
-             || array(select intent_id from refunds where id = any($3::text[])))",
+             || array(select intent_id from refunds where id = any($3::text[]))
+             || array(select intent_id from disputes where id = any($4::text[])))",
     )
     .bind(intents)
     .bind(charges)
     .bind(refunds)
+    .bind(disputes)
     .fetch_all(conn)
     .await?;
     Ok(rows
@@ -258,10 +265,15 @@ async fn update_intents(conn: &mut PgConnection, intents: &[Intent]) -> Result<(
 async fn index_parts(conn: &mut PgConnection, intents: &[Intent]) -> Result<(), sqlx::Error> {
     let (mut charges, mut of_charges) = (Vec::new(), Vec::new());
     let (mut refunds, mut of_refunds) = (Vec::new(), Vec::new());
+    let (mut disputes, mut of_disputes) = (Vec::new(), Vec::new());
     for intent in intents {
         for charge in &intent.charges {
             charges.push(charge.id.as_str());
             of_charges.push(intent.id.as_str());
+            for dispute in &charge.disputes {
+                disputes.push(dispute.id.as_str());
+                of_disputes.push(intent.id.as_str());
+            }
         }
         for refund in &intent.refunds {
             refunds.push(refund.id.as_str());
@@ -287,6 +299,16 @@ async fn index_parts(conn: &mut PgConnection, intents: &[Intent]) -> Result<(), 
         )
         .bind(refunds)
         .bind(of_refunds)
+        .execute(&mut *conn)
+        .await?;
+    }
+    if !disputes.is_empty() {
+        sqlx::query(
+            "insert into disputes (id, intent_id) select t.id, t.intent_id from unnest($1::text[], $2::text[]) as t (id, intent_id)
+             on conflict (id) do nothing",
+        )
+        .bind(disputes)
+        .bind(of_disputes)
         .execute(conn)
         .await?;
     }

@@ -23,7 +23,7 @@ use sqlx::PgPool;
 
 pub use self::http::{router, routes};
 use self::{
-    address::{Net, TrustedProxies},
+    address::TrustedProxies,
     password::{HashError, Passwords},
     throttle::{AddressLimit, LoginThrottle},
 };
@@ -31,6 +31,7 @@ use crate::platform::{
     auth::{Jwks, Signer, Verifier},
     db,
     metrics::Metrics,
+    net::Net,
     problem::{FieldError, Problem},
     tasks::Tasks,
 };

@@ -57,7 +57,7 @@ impl Watch {
                     "{} refunds were refused by Stripe",
                     overview.payments.refunds_stuck
                 ),
-                "GET /admin/v1/audit, and the payment at Stripe: someone's money is not back",
+                "GET /admin/v1/alarms, and the payment at Stripe: someone's money is not back",
             ));
         }
         for notice in &overview.alarms {

@@ -12,15 +12,21 @@ use super::world::World;
 use crate::harness;
 
 async fn audit(world: &World) -> Report {
-    let config = Config {
+    run_checks(&config(world).await).await.unwrap()
+}
+
+async fn config(world: &World) -> Config {
+    Config {
         database_url: world.database.clone(),
         redis_url: Some(harness::stores().await.redis_url.clone()),
         redis_prefix: world.prefix.clone(),
         stripe: None,
         wait: std::time::Duration::ZERO,
         young: std::time::Duration::from_secs(60),
-    };
-    run_checks(&config).await.unwrap()
+        since: None,
+        statement_timeout: std::time::Duration::from_secs(30),
+        progress: false,
+    }
 }
 
 /// One confirmed and paid order, one that is held, one refunded; no event under way.
@@ -167,4 +173,65 @@ async fn every_kind_of_breach_is_named() {
     .await
     .unwrap();
     assert!(breached(&world).await.contains(&"oneLiveOrderASeat"));
+}
+
+/// A long history is read in stretches: no query grows with it.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_long_history_is_audited_in_short_queries() {
+    let (world, _) = books().await;
+    const ORDERS: u64 = 300_000;
+    let id =
+        |kind: u32| format!("('01890000-0000-7000-{kind}-' || lpad(to_hex(n), 12, '0'))::uuid");
+    let (order, payment) = (id(8000), id(9000));
+    let series = format!("from generate_series(1, {ORDERS}) n");
+    // One in six was sold, the others expired.
+    for insert in [
+        format!(
+            "insert into orders (id, user_id, performance_id, schedule_id, state, performance_title, starts_at,
+                 seat_count, amount, currency, expires_at, payment_id, created_at, confirmed_at)
+             select {order}, gen_random_uuid(), '01890000-0000-7000-a000-000000000000',
+                 '01890000-0000-7000-b000-000000000000', case when n % 6 = 0 then 'CONFIRMED' else 'EXPIRED' end,
+                 'x', now(), 1, 500, 'krw', now(), case when n % 6 = 0 then {payment} end,
+                 now() - interval '2 days', case when n % 6 = 0 then now() - interval '2 days' end {series}"
+        ),
+        format!(
+            "insert into order_seats (order_id, schedule_id, seat_id, seat_index, section, row_label,
+                 seat_number, grade, price, live)
+             select {order}, '01890000-0000-7000-b000-000000000000', {order}, n, 'x', 'x', n, 'x', 500, n % 6 = 0 {series}"
+        ),
+        format!(
+            "insert into payments.payments (id, order_id, state, amount, currency, next_check_at, succeeded_at)
+             select {payment}, {order}, 'SUCCEEDED', 500, 'krw', now(), now() - interval '2 days' {series} where n % 6 = 0"
+        ),
+    ] {
+        world.sql(&insert).await;
+    }
+    let mut config = config(&world).await;
+    config.statement_timeout = std::time::Duration::from_secs(2);
+    let report = run_checks(&config).await.unwrap();
+    assert!(report.ok(), "{}", report.text());
+    let looked = |report: &Report, name: &str| {
+        let check = report.checks.iter().find(|c| c.name == name).unwrap();
+        check.looked_at.unwrap()
+    };
+    assert_eq!(looked(&report, "seatsFollowTheirOrder"), ORDERS + 2);
+    assert_eq!(looked(&report, "oneLiveOrderASeat"), ORDERS / 6 + 3);
+    assert_eq!(
+        looked(&report, "paymentsAreKeptOrGivenBack"),
+        ORDERS / 6 + 1
+    );
+    // One wrong row among them is found.
+    world
+        .sql("update orders set amount = 1 where id = '01890000-0000-7000-8000-0000000212d0'")
+        .await;
+    let report = run_checks(&config).await.unwrap();
+    let red: Vec<_> = report.checks.iter().filter(|c| c.breaches > 0).collect();
+    let names: Vec<_> = red.iter().map(|c| (c.name, c.breaches)).collect();
+    assert_eq!(names, [("amountsAddUp", 1), ("confirmedOrdersArePaid", 1)]);
+    assert!(red[0].rows[0].contains("01890000-0000-7000-8000-0000000212d0"));
+    // And not looked for where only what is newer is asked.
+    config.since = Some(chrono::Utc::now() - chrono::Duration::hours(1));
+    let report = run_checks(&config).await.unwrap();
+    assert!(report.ok(), "{}", report.text());
+    assert_eq!(looked(&report, "seatsFollowTheirOrder"), 2);
 }

@@ -114,6 +114,8 @@ async fn pick(world: &World, case: &Case) -> Held {
         limit: 4,
         place: None,
         counted: None,
+        sales_end_ms: i64::MAX / 2,
+        starts_ms: i64::MAX / 2,
         pick: &pick,
     };
     scripts::hold(&mut redis, &keys, &hold).await.unwrap()

@@ -325,3 +325,73 @@ async fn close_to_the_show_nothing_is_cancelled() {
     );
     world.consistent().await;
 }
+
+/// Each event tells the whole state under a version: what is older, or comes twice, changes nothing.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn older_news_of_refunds_and_disputes_change_nothing() {
+    let world = World::new(1, 4).await;
+    let buyer = world.admitted().await;
+    let order = world.order_seats(&buyer, &[0]).await.id();
+    let (payment, refund) = (Uuid::now_v7(), Uuid::now_v7());
+    assert!(world.paid(Uuid::now_v7(), order, payment).await);
+    let refunded = |version: i64, status: &str, amount: i64| {
+        json!({
+            "paymentId": payment, "orderId": order, "amount": amount, "captured": 150_000,
+            "full": false, "version": version, "refunds": [{
+                "refundId": refund, "status": status, "amount": 1_000,
+                "reason": "REFUNDED_AT_STRIPE", "createdAt": "2026-11-26T00:00:00Z",
+            }],
+        })
+    };
+    let path = format!("/api/v1/orders/{order}");
+    let shown = async || {
+        let seen = world.call("GET", &path, &buyer.token, None).await.body;
+        let status = seen["refunds"][0]["status"].as_str().unwrap_or_default();
+        (status.to_owned(), seen["disputed"] == true)
+    };
+    for (version, status, amount, expected) in [
+        (2, "SUCCEEDED", 1_000, "SUCCEEDED"),
+        (1, "PENDING", 0, "SUCCEEDED"),
+        (3, "FAILED", 0, "FAILED"),
+        (2, "SUCCEEDED", 1_000, "FAILED"),
+        (3, "FAILED", 0, "FAILED"),
+    ] {
+        let data = refunded(version, status, amount);
+        assert!(world.hear(Uuid::now_v7(), "payment.refunded", &data).await);
+        assert_eq!(shown().await.0, expected, "{version}");
+    }
+    for (version, state, disputed) in [
+        (2, "OPEN", true),
+        (1, "INQUIRY", true),
+        (3, "WON", false),
+        (2, "OPEN", false),
+    ] {
+        let data = json!({
+            "paymentId": payment, "orderId": order, "state": state, "version": version,
+        });
+        assert!(world.hear(Uuid::now_v7(), "payment.disputed", &data).await);
+        assert_eq!(shown().await.1, disputed, "{version}");
+    }
+    // Lost before the news of the payment itself: the money is the bank's, and nothing goes back.
+    let early = world.order_seats(&buyer, &[1]).await.id();
+    let (paid_with, payment) = (payment, Uuid::now_v7());
+    let lost = json!({ "paymentId": payment, "orderId": early, "state": "LOST", "version": 1 });
+    assert!(world.hear(Uuid::now_v7(), "payment.disputed", &lost).await);
+    assert!(world.paid(Uuid::now_v7(), early, payment).await);
+    let (state, _, reason) = world.row(early).await;
+    assert_eq!(
+        (state.as_str(), reason.as_deref()),
+        ("CANCELLED", Some("DISPUTE_LOST"))
+    );
+    assert_eq!(world.said("refund.requested", early).await, 0);
+    // Lost after it was confirmed: the seats are sold again.
+    let lost = json!({ "paymentId": paid_with, "orderId": order, "state": "LOST", "version": 4 });
+    for _ in 0..2 {
+        assert!(world.hear(Uuid::now_v7(), "payment.disputed", &lost).await);
+    }
+    assert_eq!(world.row(order).await.0, "CANCELLED");
+    assert_eq!(world.said("order.refunded", order).await, 1);
+    assert_eq!(world.said("refund.requested", order).await, 0);
+    assert_eq!(world.remaining().await, 4);
+    world.consistent().await;
+}

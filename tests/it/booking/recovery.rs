@@ -150,6 +150,7 @@ async fn a_late_step_of_an_old_hold_changes_nothing() {
         show: Show::Free,
         place: None,
         keeps_ms: 0,
+        sales_end_ms: 0,
         indices: &[0],
     };
     assert_eq!(

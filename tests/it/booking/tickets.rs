@@ -61,7 +61,7 @@ async fn a_refunded_or_forged_ticket_does_not_open() {
     let mut forged = code.as_str().unwrap().to_owned();
     forged.replace_range(forged.len() - 4.., "AAAA");
     for (code, result) in [
-        (code, "NOT_CONFIRMED"),
+        (code, "REFUNDED"),
         (json!(forged), "INVALID"),
         (json!("x"), "INVALID"),
     ] {
@@ -75,4 +75,39 @@ async fn a_refunded_or_forged_ticket_does_not_open() {
             .await;
         assert_eq!(answer.body["result"], result);
     }
+}
+
+/// Used, and the money went back all the same (at Stripe, or by hand): REFUNDED at the door, not ALREADY_USED.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_door_says_what_has_become_of_the_order_before_what_of_the_ticket() {
+    let world = World::new(1, 4).await;
+    let buyer = world.admitted().await;
+    let order = world.order_seats(&buyer, &[0]).await.id();
+    let payment = Uuid::now_v7();
+    assert!(world.paid(Uuid::now_v7(), order, payment).await);
+    let path = format!("/api/v1/orders/{order}/ticket");
+    let code = world.call("GET", &path, &buyer.token, None).await.body["code"].clone();
+    let admin = world.admin();
+    let check = async |schedule: Option<Uuid>| {
+        let body = json!({ "code": code, "scheduleId": schedule });
+        let answer = world
+            .call("POST", "/admin/v1/tickets/check", &admin, Some(body))
+            .await;
+        assert_eq!(answer.status, 200, "{}", answer.body);
+        answer.body["result"].as_str().unwrap().to_owned()
+    };
+    let elsewhere = Some(Uuid::now_v7());
+    assert_eq!(
+        check(elsewhere).await,
+        "WRONG_SCHEDULE",
+        "and it is not used up"
+    );
+    assert_eq!(check(Some(world.schedule)).await, "VALID");
+    assert_eq!(check(None).await, "ALREADY_USED");
+    assert_eq!(check(elsewhere).await, "WRONG_SCHEDULE");
+    let data = json!({ "paymentId": payment, "orderId": order, "amount": 150_000, "full": true });
+    assert!(world.hear(Uuid::now_v7(), "payment.refunded", &data).await);
+    assert_eq!(world.row(order).await.0, "REFUNDED");
+    assert_eq!(check(Some(world.schedule)).await, "REFUNDED");
+    assert_eq!(check(elsewhere).await, "REFUNDED");
 }

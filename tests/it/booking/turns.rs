@@ -57,6 +57,8 @@ impl Queue {
     /// So much later.
     async fn later(&mut self, ms: i64) {
         self.skew += ms;
+        // It is no outage: nothing was promised for the time in between.
+        self.set("due", 9_000_000_000_000).await;
         self.set("skew", self.skew).await;
     }
 
@@ -78,7 +80,7 @@ impl Queue {
         match asked.await.unwrap() {
             CheckIn::Working(turn) => Some(turn),
             CheckIn::Waiting(_) | CheckIn::Ended { .. } => None,
-            odd @ (CheckIn::Closed(_) | CheckIn::Old) => panic!("{odd:?}"),
+            odd @ (CheckIn::Closed(_) | CheckIn::Shut | CheckIn::Old) => panic!("{odd:?}"),
         }
     }
 
@@ -324,6 +326,7 @@ async fn a_loss_begins_no_turn_anew() {
     queue.later(60_000).await;
     queue.world.begin_epoch(20).await;
     queue.set("recoverUntil", 0).await;
+    queue.set("recoverFrom", 0).await;
     let place = |at: usize| Return {
         user: buyers[at].id,
         number: buyers[at].number,
@@ -352,7 +355,7 @@ async fn a_loss_begins_no_turn_anew() {
     assert_eq!(eleventh.code(), "HOLDS_EXHAUSTED");
     assert_eq!(queue.turn(&buyers[0]).await, Some(before[0]));
     queue.set("maxWorking", 2).await;
-    queue.room.tick(Seen::default(), -1).await.unwrap();
+    queue.room.tick(Seen::default(), -1, 1_000).await.unwrap();
     assert_eq!(
         queue.turn(&buyers[1]).await,
         Some(before[1]),

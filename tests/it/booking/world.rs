@@ -123,6 +123,8 @@ impl World {
                 secret: secret.clone(),
                 performances: upstream(performances_router(catalogue, &secret), &secret),
                 payments: upstream(payments_answering(payments.clone()), &secret),
+                // Nobody brings places back here.
+                queue: upstream(axum::Router::new(), &secret),
                 metrics: Metrics::default(),
             },
         );
@@ -483,7 +485,8 @@ impl World {
         String::from_utf8(bytes).unwrap()
     }
 
-    pub async fn sql(&self, statement: &'static str) {
+    pub async fn sql(&self, statement: &str) {
+        let statement = sqlx::AssertSqlSafe(statement.to_owned());
         sqlx::query(statement).execute(&self.pool).await.unwrap();
     }
 
@@ -521,10 +524,24 @@ impl World {
             ceiling: 3_000_000,
             served: 0,
             recover_ms: 1_500,
+            served_then: 0,
+            skips: Vec::new(),
+            survival: None,
+            orders: false,
             fields: vec![("remaining", left.to_string())],
             schedules: vec![self.schedule],
         };
         room.init(&start).await.unwrap();
+    }
+
+    /// The role's part of what operators see.
+    pub async fn overview(&self) -> Value {
+        let request = Request::builder()
+            .uri("/internal/v1/overview")
+            .header("authorization", "Internal between roles")
+            .body(Body::empty())
+            .unwrap();
+        self.send(request).await.body
     }
 
     /// What the queue asks when it begins an epoch.

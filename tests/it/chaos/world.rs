@@ -464,6 +464,9 @@ impl World {
             stripe: Some((self.stripe.base.clone(), Secret::new(&*key))),
             wait,
             young: Duration::ZERO,
+            since: None,
+            statement_timeout: std::time::Duration::from_secs(30),
+            progress: false,
         }
     }
 

@@ -183,6 +183,32 @@ impl Apart {
         .await;
     }
 
+    /// Where the first process of a role listens.
+    pub fn address(&self, name: &str) -> &str {
+        let role = self.roles.iter().find(|role| role.name == name);
+        role.and_then(|role| role.listen.as_deref())
+            .expect("a role that listens")
+    }
+
+    /// Starts one more process of a role, and waits until it answers; where that is.
+    pub async fn start_another(&mut self, name: &'static str) -> Http {
+        let listen = format!("127.0.0.1:{}", harness::free_port());
+        let api = Http::new(&format!("http://{listen}"));
+        self.roles.push(Role {
+            name,
+            listen: Some(listen),
+            further: true,
+            process: None,
+        });
+        self.start_role(self.roles.len() - 1);
+        harness::eventually("the other process answers", async || {
+            let reply = api.try_send(http::Method::GET, "/", &[], "").await;
+            reply.is_ok()
+        })
+        .await;
+        api
+    }
+
     async fn wait_until_ready(&self) {
         let log = |role: &Role| {
             std::fs::read_to_string(self.dir.join(format!("{}.log", role.log_name()))).unwrap()

@@ -216,7 +216,48 @@ impl Server {
             .expect(200);
     }
 
-    fn stripe_headers(&self) -> [(&'static str, String); 2] {
+    /// A form sent to the sandbox with the secret key.
+    pub async fn stripe_post(&self, path: &str, form: &str) -> Reply {
+        let headers = self.stripe_headers();
+        let headers: Vec<(&str, &str)> = headers.iter().map(|(k, v)| (*k, v.as_str())).collect();
+        let stripe = &self.sale.stripe;
+        stripe
+            .send(Method::POST, path, &headers, form.to_owned())
+            .await
+    }
+
+    /// `GET` at the sandbox with the secret key.
+    pub async fn stripe_get(&self, path: &str) -> Reply {
+        let headers = self.stripe_headers();
+        let headers: Vec<(&str, &str)> = headers.iter().map(|(k, v)| (*k, v.as_str())).collect();
+        self.sale.stripe.get(path, &headers).await
+    }
+
+    /// `ticketping audit` of this server, nothing being young any more: its report once it is
+    /// green, or what is red after a while. `sandbox`: with its ledger, or PostgreSQL alone.
+    pub async fn audit(&self, sandbox: bool) -> (i32, String) {
+        let dir = self.dir.to_str().unwrap();
+        let database = self.database_url();
+        let mut args = vec!["audit", "--young", "0s", "--wait", "5s"];
+        match sandbox {
+            true => args.extend(["--data-dir", dir]),
+            false => args.extend(["--database-url", &database]),
+        }
+        let (code, out, err) = process::run(&args, &[]).await;
+        (code, format!("{out}{err}"))
+    }
+
+    /// A call with the secret key.
+    pub async fn at_stripe(&self, path: &str, body: String) -> Reply {
+        let headers = self.stripe_headers();
+        let headers: Vec<(&str, &str)> = headers.iter().map(|(k, v)| (*k, v.as_str())).collect();
+        (self.sale.stripe)
+            .send(Method::POST, path, &headers, body)
+            .await
+    }
+
+    /// What a call to the sandbox carries.
+    pub fn stripe_headers(&self) -> [(&'static str, String); 2] {
         [
             ("authorization", format!("Bearer {}", self.key)),
             (

@@ -95,6 +95,9 @@ impl Twins {
             )),
             wait: Duration::from_secs(15),
             young: Duration::ZERO,
+            since: None,
+            statement_timeout: Duration::from_secs(30),
+            progress: false,
         };
         audit::run_checks(&config).await.unwrap()
     }

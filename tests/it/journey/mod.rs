@@ -255,3 +255,86 @@ async fn holding_again_and_again_keeps_nobody_out() {
     // Check-in + working time + two hold times is the bound; orders that are not paid end after one.
     assert!(waited < Duration::from_secs(9), "waited for {waited:?}");
 }
+
+/// The end of sales takes effect by the clock, in every role: one schedule's, and then the last one's.
+#[tokio::test(flavor = "multi_thread")]
+async fn sales_end_by_the_clock() {
+    let mut server = Server::start(harness::data_dir(), &[], &[]).await;
+    let seed = [
+        ["--performances", "1"],
+        ["--schedules", "2"],
+        ["--seats", "20"],
+        ["--users", "2"],
+    ];
+    server.seed(&seed.concat()).await;
+    let sale = &server.sale;
+    let (performance, _) = steps::the_performance(sale).await;
+    let list = format!("/api/v1/performances/{performance}/schedules");
+    let schedules = sale.api.get(&list, &[]).await.expect(200);
+    let schedules = schedules.body["items"].as_array().unwrap().clone();
+    assert_eq!(
+        schedules[0]["salesEndAt"], schedules[0]["startsAt"],
+        "where nothing else is said"
+    );
+    let place = steps::enter(sale, &sale.buyers[0], &performance).await;
+    let (auth, token) = (sale.buyers[0].auth(), place.str("queueToken"));
+    let headers = [("authorization", &*auth), ("queue-token", &*token)];
+    let queue = format!("/api/v1/queues/{performance}");
+    sale.api
+        .until(&queue, &[], |r| r.body["remainingSeats"] == 40)
+        .await;
+
+    let pool = sqlx::PgPool::connect(&server.database_url()).await.unwrap();
+    let ends = async |schedule: usize| {
+        let id: uuid::Uuid = schedules[schedule]["id"].as_str().unwrap().parse().unwrap();
+        let change = "update performances.schedules set sales_end_at = now() + interval '1500 milliseconds' where id = $1";
+        sqlx::query(change).bind(id).execute(&pool).await.unwrap();
+        std::time::Instant::now()
+    };
+    let set = ends(0).await;
+    let book = async |schedule: usize| {
+        let wish = json!({"scheduleId": schedules[schedule]["id"], "bestAvailable": {"count": 1}});
+        sale.api.post("/api/v1/orders", &headers, wish).await
+    };
+    book(0).await.expect(201);
+    sale.api
+        .until(&queue, &[], |r| r.body["remainingSeats"] == 20)
+        .await;
+    assert!(
+        set.elapsed() < Duration::from_millis(4_500),
+        "{:?}",
+        set.elapsed()
+    );
+    book(0).await.problem(409, "SALES_ENDED");
+    let one = format!("/api/v1/schedules/{}", schedules[0]["id"].as_str().unwrap());
+    sale.api
+        .until(&one, &[], |r| r.body["remainingSeats"] == 0)
+        .await;
+    book(1).await.expect(201);
+
+    let set = ends(1).await;
+    sale.api
+        .until(&queue, &[], |r| r.body["phase"] == "CLOSED")
+        .await;
+    assert!(
+        set.elapsed() < Duration::from_millis(4_500),
+        "{:?}",
+        set.elapsed()
+    );
+    sale.api
+        .get(&list, &[])
+        .await
+        .problem(409, "BOOKING_NOT_OPEN");
+    let shown = sale
+        .api
+        .get(&format!("/api/v1/performances/{performance}"), &[])
+        .await
+        .expect(200);
+    assert_eq!(
+        (&shown.body["booking"], &shown.body["remainingSeats"]),
+        (&json!("CLOSED"), &json!(0))
+    );
+    steps::enter(sale, &sale.buyers[1], &performance)
+        .await
+        .problem(409, "BOOKING_NOT_OPEN");
+}

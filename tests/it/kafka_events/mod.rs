@@ -2,6 +2,7 @@
 //! messages that come twice or cannot be handled.
 
 pub mod crashes;
+mod secure;
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::atomic::{AtomicU32, Ordering};

@@ -13,6 +13,7 @@ use http::{Request, StatusCode, header};
 use http_body_util::BodyExt;
 use sqlx::{Connection, PgConnection};
 
+use crate::harness::eventually;
 use crate::harness::server::Server;
 use crate::harness::steps::{Buyer, pay};
 use crate::harness::stripe_mock::stripe_mock;
@@ -178,7 +179,8 @@ impl Between {
 #[tokio::test(flavor = "multi_thread")]
 async fn every_request_of_ours_is_one_that_stripe_takes() {
     let (between, url) = Between::start().await;
-    let server = Server::open("2", "60s", &[("STRIPE_URL", &url)]).await;
+    let quick = ("TICKETPING_PAYMENT_RECONCILE_AFTER", "1s");
+    let server = Server::open("2", "60s", &[("STRIPE_URL", &url), quick]).await;
     between
         .sandbox
         .set(server.sale.stripe.base.clone())
@@ -198,6 +200,12 @@ async fn every_request_of_ours_is_one_that_stripe_takes() {
         .payment(gives_up, &payment.str("id"))
         .await
         .expect(200);
+    // What stays open is read after a while; the list of events soon after the buyer asked.
+    eventually("the intent and the list are read", async || {
+        let asked = between.asked.lock().unwrap();
+        asked.contains("GET /v1/payment_intents/{id}") && asked.contains("GET /v1/events")
+    })
+    .await;
     server.cancel(gives_up, &order).await.expect(200);
 
     assert_eq!(*between.refused.lock().unwrap(), [""; 0]);

@@ -59,6 +59,64 @@ impl Sold<'_> {
             .body
     }
 
+    /// Whether the buyer may give the order up, and what is said.
+    pub async fn cancel(&self) -> Reply {
+        self.server.cancel(self.buyer, &self.order).await
+    }
+
+    /// The dispute of the charge, once there is one.
+    pub async fn dispute(&self) -> String {
+        let path = format!("/v1/disputes?payment_intent={}", self.intent);
+        let begun = std::time::Instant::now();
+        loop {
+            let list = self.server.stripe_get(&path).await.expect(200);
+            if let Some(id) = list.body["data"][0]["id"].as_str() {
+                return id.to_owned();
+            }
+            assert!(begun.elapsed().as_secs() < 20, "no dispute");
+            tokio::time::sleep(std::time::Duration::from_millis(50)).await;
+        }
+    }
+
+    /// What the bank says of a dispute.
+    pub async fn decide(&self, dispute: &str, status: &str) {
+        let path = format!("/_sandbox/disputes/{dispute}");
+        let form = format!("status={status}");
+        self.server.stripe_post(&path, &form).await.expect(200);
+    }
+
+    /// What the door says to the order's ticket, read before.
+    pub async fn door(&self, code: &str) -> String {
+        let admin = self.server.admin();
+        let body = json!({ "code": code });
+        let api = &self.server.sale.api;
+        let path = "/admin/v1/tickets/check";
+        let checked = api.post(path, &[("authorization", &admin)], body).await;
+        checked.expect(200).str("result")
+    }
+
+    /// The code of the order's ticket.
+    pub async fn ticket(&self) -> String {
+        let auth = self.buyer.auth();
+        let path = format!("/api/v1/orders/{}/ticket", self.order);
+        let api = &self.server.sale.api;
+        let ticket = api.get(&path, &[("authorization", &auth)]).await;
+        ticket.expect(200).str("code")
+    }
+
+    /// The seats of the order that the seat map shows in this status.
+    pub async fn seats_shown(&self, status: &str) -> usize {
+        let order = self.server.order(self.buyer, &self.order).await.expect(200);
+        let path = format!("/api/v1/schedules/{}/seats", order.str("scheduleId"));
+        let map = self.server.sale.api.get(&path, &[]).await.expect(200);
+        let ours: Vec<&Value> = (order.body["seats"].as_array().into_iter().flatten())
+            .map(|seat| &seat["id"])
+            .collect();
+        (map.body["seats"].as_array().into_iter().flatten())
+            .filter(|seat| ours.contains(&&seat["id"]) && seat["status"] == status)
+            .count()
+    }
+
     /// The open alarm of this kind about the order, once there is one.
     pub async fn until_alarm(&self, kind: &str) -> Value {
         let this = |list: &Value| find(list, kind, &self.order);
@@ -113,4 +171,38 @@ pub async fn resolve(server: &Server, id: &str, body: Value) -> Reply {
 /// Resolves an alarm with a reason that is one.
 pub async fn resolved(server: &Server, id: &str) -> Reply {
     resolve(server, id, json!({"reason": "dealt with"})).await
+}
+
+/// Waits until Stripe has so many refunds of an intent.
+pub async fn until_refunds(server: &Server, intent: &str, count: usize) {
+    let begun = std::time::Instant::now();
+    while server.refunds(intent).await.len() < count {
+        assert!(begun.elapsed().as_secs() < 20, "no {count} refunds");
+        tokio::time::sleep(std::time::Duration::from_millis(50)).await;
+    }
+}
+
+/// The books balance, with the sandbox's ledger and with PostgreSQL alone.
+pub async fn until_green(server: &Server) {
+    for sandbox in [true, false] {
+        let (code, said) = server.audit(sandbox).await;
+        assert_eq!(code, 0, "{said}");
+    }
+}
+
+/// The open alarms of a kind.
+pub async fn open_alarms(server: &Server, kind: &str) -> Vec<Value> {
+    let list = admin_get(server, "/admin/v1/alarms?limit=100").await;
+    let items = list.expect(200).body["items"].as_array().cloned();
+    let mut items = items.expect("a list");
+    items.retain(|alarm| alarm["kind"] == kind);
+    items
+}
+
+/// The open alarm of this kind, once there is one.
+pub async fn open_alarm(server: &Server, kind: &str) -> Value {
+    let is = |alarm: &&Value| alarm["kind"] == kind;
+    let find = |list: &Value| list["items"].as_array()?.iter().find(is).cloned();
+    let list = until_alarms(server, |list| find(list).is_some()).await;
+    find(&list).expect("just found")
 }

@@ -18,12 +18,11 @@ pub fn watched() -> Scripts {
         let order = "local number = tonumber(next_up[i + 1])\n";
         assert!(text.contains(limit) && text.contains(order));
         // The one place of a return that admits without promoting.
-        let back =
-            "    q_set_working(q, user, number, 'A', deadline, turn)\n    return 2, deadline";
+        let back = "    q_set_working(q, user, number, 'A', deadline, turn)\n    if q_reserved";
         assert!(text.contains(back) == text.contains("local function put_back"));
         let text = text.replace(
             back,
-            "    q_set_working(q, user, number, 'A', deadline, turn)\n    assert(redis.call('ZCARD', q.work) <= q.maxWorking, 'over the limit')\n    return 2, deadline",
+            "    q_set_working(q, user, number, 'A', deadline, turn)\n    assert(redis.call('ZCARD', q.work) <= q.maxWorking, 'over the limit')\n    if q_reserved",
         );
         text.replace(
             limit,

@@ -178,7 +178,7 @@ async fn who_leaves_just_as_the_draw_is_written_has_left() {
     for token in &tokens[..8] {
         assert_eq!(world.leave(&at, token).await.0, 204);
     }
-    let view = other.tick(Seen::default(), -1).await.unwrap().view;
+    let view = other.tick(Seen::default(), -1, 1_000).await.unwrap().view;
     assert_eq!((view.waiting, view.working, view.left), (1, 3, 8));
 }
 

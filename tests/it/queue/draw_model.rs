@@ -107,8 +107,8 @@ const MUTANTS: &[Mutant] = &[
     ),
     (
         "newcomers are drawn too",
-        "q.opensAt and q.now >= q.opensAt then",
-        "q.opensAt and q.now >= q.opensAt + 20000 then",
+        "q.opensAt and q.wall >= q.opensAt then",
+        "q.opensAt and q.wall >= q.opensAt + 20000 then",
     ),
     (
         "newcomers stand before who was drawn",
@@ -132,8 +132,8 @@ const MUTANTS: &[Mutant] = &[
     ),
     (
         "who left before the draw leaves no hole",
-        "number, 1) end\n    end\n    number = number + 1\n",
-        "number, 1) end\n    number = number + 1\n    end\n",
+        "q_mark(q, number) end\n    end\n    number = number + 1\n",
+        "q_mark(q, number) end\n    number = number + 1\n    end\n",
     ),
     (
         "a step that comes late is written again",
@@ -153,7 +153,7 @@ const MUTANTS: &[Mutant] = &[
     (
         "a registration that comes back takes the number that equals its index",
         "  if registered then\n    redis.call('ZADD', q.reg",
-        "  if registered then\n    redis.call('SETBIT', q.back, number, 1)\n    redis.call('ZADD', q.reg",
+        "  if registered then\n    q_mark(q, number)\n    redis.call('ZADD', q.reg",
     ),
     (
         "who comes back by the number is drawn once more",
@@ -162,7 +162,7 @@ const MUTANTS: &[Mutant] = &[
     ),
     (
         "who was drawn and admitted comes back by an older token",
-        "if q.epoch > 1 then redis.call('SETBIT', q.back, number, 1) end",
+        "if q.epoch > 1 then q_mark(q, number) end",
         "",
     ),
     (

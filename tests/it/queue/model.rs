@@ -18,6 +18,10 @@ fn plans() -> impl Strategy<Value = Plan> {
         2 => person.clone().prop_map(Op::Complete),
         2 => (person.clone(), any::<bool>()).prop_map(|(p, done)| Op::Again(p, done)),
         2 => (1..4_u8).prop_map(Op::Jump),
+        1 => Just(Op::Jump(31)),
+        1 => (1..3_u8).prop_map(Op::StepBack),
+        1 => (1..5_u8).prop_map(Op::Stall),
+        1 => person.clone().prop_map(Op::Refused),
         2 => Just(Op::Tick),
         1 => (0..4_u8).prop_map(Op::Limit),
         1 => any::<bool>().prop_map(Op::Pause),
@@ -74,6 +78,51 @@ const MUTANTS: &[Mutant] = &[
         "if not lost then q_promote(q) end\nreturn { 'ok', ended }",
         "return { 'ok', ended }",
     ),
+    (
+        "a turn ends while nobody can be served",
+        "if lost > 0 then q_give_back(q, lost) end",
+        "",
+    ),
+    (
+        "gives lost time back to claims and not to turns",
+        "deadline = math.max(tonumber(due[2 * i]), q_turn_end(turn))",
+        "deadline = tonumber(due[2 * i])",
+    ),
+    (
+        "gives lost time back to everybody but the last",
+        "q.giveBy, q.giveTo = lost, tonumber(latest)",
+        "q.giveBy, q.giveTo = lost, tonumber(latest) - 1",
+    ),
+    (
+        "stands still while the clock is behind",
+        "local passed = math.max(0, q.wall - (q.clockAt or q.wall))",
+        "local passed = math.max(0, q.wall - (q.clock or q.wall))",
+    ),
+    (
+        "follows the clock back",
+        "q.now = math.max(now, q.wall)",
+        "q.now = q.wall",
+    ),
+    (
+        "a check-in counts though its caller has given up",
+        "return by > 0 and q.wall > by",
+        "return false",
+    ),
+    (
+        "readings have no order",
+        "q.seq = redis.call('HINCRBY', q.meta, 'seq', 1)",
+        "q.seq = 1",
+    ),
+    (
+        "SOLD_OUT ends places at once",
+        "if q.now < q.suspendedAt + Q_SUSPENDED_MS or",
+        "if",
+    ),
+    (
+        "a suspension never ends",
+        "if q.now < q.suspendedAt + Q_SUSPENDED_MS or",
+        "if true or",
+    ),
     ("admits while paused", "return q.paused ~= 1 and", "return"),
     (
         "admits while a lower number waits",
@@ -82,8 +131,8 @@ const MUTANTS: &[Mutant] = &[
     ),
     (
         "admits while people are put back",
-        "and not q_recovering(q)\n",
-        "\n",
+        "and not q_shut(q) and not q_recovering(q)\n",
+        "and not q_shut(q)\n",
     ),
     (
         "saves up admissions",
@@ -102,7 +151,7 @@ const MUTANTS: &[Mutant] = &[
     ),
     (
         "comes back twice in an epoch",
-        "if redis.call('SETBIT', q.back, number, 1) == 1 and code ~= 1 then",
+        "if q_mark(q, number) == 1 and code ~= 1 then",
         "if false then",
     ),
     (
@@ -116,7 +165,7 @@ const MUTANTS: &[Mutant] = &[
         "local function keep_turn(user, number, turn)\n  if true then return end\n",
     ),
     (
-        "keeps who waits when the last seat goes",
+        "keeps places that have ended",
         "redis.call('UNLINK', q.wait)",
         "",
     ),

@@ -19,7 +19,7 @@ async fn phase_is(world: &World, at: &Instance, phase: &str) {
 }
 
 #[tokio::test]
-async fn sold_out_ends_who_waits_and_a_return_opens_for_new_entries() {
+async fn sold_out_suspends_waiting_places_and_a_return_brings_them_back_in_order() {
     let world = World::new(Config {
         max_working: 1,
         ..config()
@@ -33,24 +33,89 @@ async fn sold_out_ends_who_waits_and_a_return_opens_for_new_entries() {
     phase_is(&world, &at, "SOLD_OUT").await;
     let (code, body) = world.ask(&at, &token(&waits)).await;
     assert_eq!((code.as_u16(), &body["code"]), (409, &json!("SOLD_OUT")));
-    let (code, body) = world.enter(&at, Uuid::now_v7()).await;
-    assert_eq!((code.as_u16(), &body["code"]), (409, &json!("SOLD_OUT")));
+    assert!(body["pollAfterMs"].as_u64().unwrap() > 1_000, "{body}");
+    for user in [waiting, Uuid::now_v7()] {
+        let (code, body) = world.enter(&at, user).await;
+        assert_eq!((code.as_u16(), &body["code"]), (409, &json!("SOLD_OUT")));
+    }
     let (code, still) = world.ask(&at, &token(&works)).await;
     assert_eq!(
         (code.as_u16(), status(&still)),
         (200, "WORKING"),
-        "who works goes on"
+        "an admitted person goes on"
     );
 
     world.set_meta("remaining", 3).await;
     phase_is(&world, &at, "OPEN").await;
+    let (code, newcomer) = world.enter(&at, Uuid::now_v7()).await;
+    assert_eq!((code.as_u16(), number(&newcomer)), (201, 3), "{newcomer}");
     let (code, body) = world.ask(&at, &token(&waits)).await;
+    assert_eq!((code.as_u16(), number(&body)), (200, 2), "{body}");
+    assert_eq!(world.leave(&at, &token(&works)).await.0, 204);
+    world.admitted(&at, &token(&waits)).await;
+
+    // Ten minutes later they have ended.
+    world.set_meta("remaining", 0).await;
+    phase_is(&world, &at, "SOLD_OUT").await;
+    world.set_meta("suspendedAt", now_ms() - 601_000).await;
+    let ended = until(Duration::from_secs(3), async || {
+        let (code, body) = world.ask(&at, &token(&newcomer)).await;
+        code == 409 && body["pollAfterMs"].is_null()
+    })
+    .await;
+    assert!(ended.is_some());
+    world.set_meta("remaining", 3).await;
+    phase_is(&world, &at, "OPEN").await;
+    let (code, body) = world.ask(&at, &token(&newcomer)).await;
     assert_eq!(
         (code.as_u16(), &body["code"]),
         (410, &json!("QUEUE_TOKEN_EXPIRED"))
     );
-    let (code, anew) = world.enter(&at, waiting).await;
-    assert_eq!((code.as_u16(), number(&anew)), (201, 3), "{anew}");
+}
+
+#[tokio::test]
+async fn a_wrong_closing_time_ends_nothing_when_it_is_taken_back() {
+    let world = World::new(Config {
+        max_working: 1,
+        ..config()
+    })
+    .await;
+    let at = world.instance().await;
+    let (_, works) = world.enter(&at, Uuid::now_v7()).await;
+    let mut places = Vec::new();
+    for _ in 0..5 {
+        places.push(world.enter(&at, Uuid::now_v7()).await.1);
+    }
+    // The next has a claim, and comes while booking is closed.
+    assert_eq!(world.leave(&at, &token(&works)).await.0, 204);
+    let claimed = until(Duration::from_secs(2), async || {
+        world.public(&at).await["servedNumber"] == 2
+    })
+    .await;
+    assert!(claimed.is_some());
+    let closes = world.meta("closesAt").await.unwrap();
+    world.set_meta("closesAt", now_ms() - 1).await;
+    phase_is(&world, &at, "CLOSED").await;
+    for place in &places {
+        let (code, body) = world.ask(&at, &token(place)).await;
+        assert_eq!(
+            (code.as_u16(), &body["code"]),
+            (409, &json!("BOOKING_NOT_OPEN")),
+            "{body}"
+        );
+        assert!(body["pollAfterMs"].is_u64(), "{body}");
+    }
+    world.set_meta("closesAt", closes).await;
+    phase_is(&world, &at, "OPEN").await;
+    world.admitted(&at, &token(&places[0])).await;
+    for (i, place) in places.iter().enumerate().skip(1) {
+        let (code, body) = world.ask(&at, &token(place)).await;
+        assert_eq!(
+            (code.as_u16(), number(&body)),
+            (200, i as u64 + 2),
+            "{body}"
+        );
+    }
 }
 
 #[tokio::test]
@@ -75,7 +140,11 @@ async fn before_the_opening_and_after_the_close_nobody_enters() {
     let (_, waits) = world.enter(&at, Uuid::now_v7()).await;
     world.set_meta("closesAt", now_ms() - 1).await;
     phase_is(&world, &at, "CLOSED").await;
-    assert_eq!(world.ask(&at, &token(&waits)).await.0, 410);
+    let (code, body) = world.ask(&at, &token(&waits)).await;
+    assert_eq!(
+        (code.as_u16(), &body["code"]),
+        (409, &json!("BOOKING_NOT_OPEN"))
+    );
     assert_eq!(world.enter(&at, Uuid::now_v7()).await.0, 409);
     assert_eq!(
         world.ask(&at, &token(&works)).await.0,

@@ -6,7 +6,9 @@ use std::{collections::HashMap, sync::Arc};
 use proptest::{prelude::*, test_runner::TestCaseError};
 use ticketping::{
     platform::{place::Turn as Bound, redis::Redis},
-    serve::queue::scripts::{Bounds, CheckIn, Code, End, May, Return, Room, Scripts, Seen},
+    serve::queue::scripts::{
+        Bounds, CheckIn, Code, End, May, Patience, Return, Room, ScriptError, Scripts, Seen,
+    },
 };
 use uuid::Uuid;
 
@@ -17,6 +19,8 @@ use super::{
 };
 
 pub const PEOPLE: u8 = 8;
+/// Later than any clock of a history.
+const NEVER_MS: i64 = 9_000_000_000_000;
 
 /// Jumps are multiples of 20 s, so that every deadline is 10 s from any of them:
 /// what the run itself takes changes nothing.
@@ -29,6 +33,12 @@ pub enum Op {
     /// An event or a request that comes once more, for the first place the person ever had.
     Again(u8, bool),
     Jump(u8),
+    /// The clock of Redis is set back.
+    StepBack(u8),
+    /// Redis serves nobody for so long: stalled, restarted, out of memory, or its clock was set forward.
+    Stall(u8),
+    /// A check-in that Redis runs when its caller has given up.
+    Refused(u8),
     /// The wake-up was lost for this long, and then the sweep comes; what has ended is noted.
     Tick,
     Limit(u8),
@@ -69,6 +79,9 @@ pub struct Run {
     lost: HashMap<u8, Token>,
     /// The step of the draw before the last one.
     behind: Option<Step>,
+    /// The newest reading: its number, and the script's clock.
+    seq: i64,
+    read: i64,
 }
 
 pub type Checked = Result<(), TestCaseError>;
@@ -101,13 +114,17 @@ impl Run {
             latest: HashMap::new(),
             lost: HashMap::new(),
             behind: None,
+            seq: 0,
+            read: 0,
         };
         run.room.init(&run.start()).await.unwrap();
+        let mut run = run;
+        run.promise().await;
         run
     }
 
     pub async fn step(&mut self, op: &Op) -> Checked {
-        self.model.draw.freeze(self.model.now, self.model.last);
+        self.model.draw.freeze(self.model.wall, self.model.last);
         match op {
             Op::Enter(who) => self.enter(who).await?,
             Op::CheckIn(person) => self.check_in(*person).await?,
@@ -127,15 +144,32 @@ impl Run {
                 }
             }
             Op::Jump(spans) => {
-                self.model.now += i64::from(*spans) * 20_000;
-                self.set("skew", self.model.now).await;
+                self.model.pass(i64::from(*spans) * 20_000);
+                self.set("skew", self.model.wall).await;
             }
-            Op::Tick => {
-                let tick = self.room.tick(Seen::default(), -1).await;
-                tick.map_err(failed)?;
-                self.model.settle();
-                self.model.note();
+            Op::StepBack(spans) => {
+                // Scripts have seen the time before.
+                self.tick().await?;
+                let back = (i64::from(*spans) * 20_000).min(self.model.wall.max(0));
+                self.model.step_back(back);
+                self.set("skew", self.model.wall).await;
+                self.tick().await?;
             }
+            Op::Stall(spans) => {
+                self.tick().await?;
+                // What was promised runs out just now, and nothing is served for so long.
+                let (seconds, micros): (i64, i64) = redis::cmd("TIME")
+                    .query_async(&mut self.redis)
+                    .await
+                    .unwrap();
+                let now = seconds * 1_000 + micros / 1_000 + self.model.now;
+                self.set("due", now).await;
+                self.model.stall(i64::from(*spans) * 20_000);
+                self.set("skew", self.model.wall).await;
+                self.tick().await?;
+            }
+            Op::Refused(person) => self.refused(*person).await?,
+            Op::Tick => self.tick().await?,
             Op::Limit(limit) => {
                 self.model.limit = usize::from(*limit);
                 self.set("maxWorking", i64::from(*limit)).await;
@@ -160,6 +194,43 @@ impl Run {
             Op::Draw(size) => self.draw(*size).await?,
         }
         self.compare().await
+    }
+
+    /// The next tick was promised for a time that never comes: nothing is late unless a history says so.
+    async fn promise(&mut self) {
+        self.set("due", NEVER_MS).await;
+    }
+
+    async fn tick(&mut self) -> Checked {
+        let tick = self
+            .room
+            .tick(Seen::default(), -1, NEVER_MS.unsigned_abs())
+            .await
+            .map_err(failed)?;
+        self.model.settle();
+        self.model.note();
+        prop_assert!(tick.view.seq > self.seq, "readings are in order");
+        prop_assert!(tick.view.now >= self.read, "the clock never goes back");
+        (self.seq, self.read) = (tick.view.seq, tick.view.now);
+        Ok(())
+    }
+
+    /// A check-in whose caller has given up changes nothing, nor does the entry of a newcomer.
+    async fn refused(&mut self, person: u8) -> Checked {
+        let Some(token) = self.latest.get(&person).copied() else {
+            return Ok(());
+        };
+        let user = self.people[usize::from(person)];
+        let gone = Patience::new(std::time::Duration::ZERO);
+        gone.measure(gone.now(), 1);
+        let room = self.room.clone().with_patience(gone);
+        let late = room
+            .check_in(Seen::default(), user, token.number, token.epoch)
+            .await;
+        prop_assert!(matches!(late, Err(ScriptError::Late)), "{:?}", late);
+        let late = room.enter(Seen::default(), &[Uuid::now_v7()]).await;
+        prop_assert!(matches!(late, Err(ScriptError::Late)), "{:?}", late);
+        Ok(())
     }
 
     async fn enter(&mut self, who: &[u8]) -> Checked {
@@ -238,7 +309,7 @@ impl Run {
             CheckIn::Working(turn) => ("working", turn),
             CheckIn::Waiting(_) => ("waiting", Bound::default()),
             CheckIn::Ended { .. } => ("ended", Bound::default()),
-            CheckIn::Closed(_) | CheckIn::Old => ("odd", Bound::default()),
+            CheckIn::Closed(_) | CheckIn::Shut | CheckIn::Old => ("odd", Bound::default()),
         };
         prop_assert_eq!(got, want);
         if got == "working" {
@@ -258,7 +329,10 @@ impl Run {
         self.epoch += 1;
         self.model.lose(base, base + self.block);
         self.lost = self.latest.clone();
-        self.room.init(&self.start()).await.map_err(failed)
+        self.room.init(&self.start()).await.map_err(failed)?;
+        self.promise().await;
+        (self.seq, self.read) = (0, 0);
+        Ok(())
     }
 
     async fn come_back(&mut self, who: &[u8]) -> Checked {

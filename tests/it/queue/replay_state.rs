@@ -40,7 +40,7 @@ impl Run {
             field("pollMin", 1_000),
             field("pollMax", 1_000),
             field("pollStep", 0),
-            field("skew", model.now),
+            field("skew", model.wall),
         ];
         if model.limited {
             fields.push(field("admissionsPerMinute", 6));
@@ -62,6 +62,10 @@ impl Run {
             base,
             ceiling: i64::try_from(model.ceiling).unwrap(),
             served: 0,
+            served_then: 0,
+            skips: Vec::new(),
+            survival: None,
+            orders: false,
             // The clock jumps by what has been jumped before only once the fields are written.
             recover_ms: match self.epoch {
                 1 => 0,

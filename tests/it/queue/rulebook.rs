@@ -15,6 +15,8 @@ pub const WORKING_MS: i64 = 50_000;
 pub const HOLD_MS: i64 = 20_000;
 /// How long people are put back before anybody new is admitted: over after any jump.
 pub const RECOVER_MS: i64 = 15_000;
+/// Waiting places come back for so long when the last seat goes.
+pub const SUSPENDED_MS: i64 = 600_000;
 
 /// A token, as its owner has it: the number, and until when it works (by the model, by Redis).
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -39,7 +41,11 @@ pub struct Model {
     pub limit: usize,
     pub paused: bool,
     pub remaining: i64,
+    /// The script's clock, and the clock of Redis, which can be set back.
     pub now: i64,
+    pub wall: i64,
+    /// Since when the waiting places are suspended.
+    pub suspended_at: Option<i64>,
     pub last: u64,
     pub ceiling: u64,
     pub draw: Draw,
@@ -77,13 +83,55 @@ impl Model {
         self.over.extend(self.unnoted.drain(..));
     }
 
-    pub fn settle(&mut self) {
-        self.expire();
-        if self.remaining == 0 {
-            self.waiting.clear();
+    /// Time passes; after the clock was set back, a tenth slower until both agree again.
+    pub fn pass(&mut self, ms: i64) {
+        let ahead = self.now - self.wall;
+        self.wall += ms;
+        self.now += ms - (ms / 10).min(ahead);
+    }
+
+    pub fn step_back(&mut self, ms: i64) {
+        self.wall -= ms;
+    }
+
+    /// Nobody is served meanwhile: no deadline comes nearer.
+    pub fn stall(&mut self, ms: i64) {
+        let before = self.now;
+        self.pass(ms);
+        let lost = self.now - before;
+        for turn in self.working.values_mut() {
+            turn.until += lost;
+        }
+        if self.recover_until > 0 {
+            self.recover_until += lost;
+        }
+        self.suspended_at = self.suspended_at.map(|at| at + lost);
+    }
+
+    /// When the last seat goes, places are suspended; after ten minutes they have ended.
+    fn suspend(&mut self) {
+        if self.remaining > 0 {
+            self.suspended_at = None;
             return;
         }
-        if self.paused || self.now < self.recover_until || !self.draw.books(self.now) {
+        self.suspended_at.get_or_insert(self.now);
+        if self.is_over() {
+            self.waiting.clear();
+        }
+    }
+
+    fn is_over(&self) -> bool {
+        let suspended = self.suspended_at.filter(|_| self.remaining == 0);
+        suspended.is_some_and(|at| self.now >= at + SUSPENDED_MS)
+    }
+
+    pub fn settle(&mut self) {
+        self.expire();
+        self.suspend();
+        if self.remaining == 0 {
+            return;
+        }
+        if self.paused || self.now < self.recover_until || !self.draw.books(self.wall) {
             return;
         }
         let written = self.draw.written();
@@ -128,9 +176,7 @@ impl Model {
     /// What each is told.
     pub fn enter(&mut self, people: &[u8]) -> Vec<Code> {
         self.expire();
-        if self.remaining == 0 {
-            self.waiting.clear();
-        }
+        self.suspend();
         let codes: Vec<Code> = people.iter().map(|&p| self.line_up(p)).collect();
         self.settle();
         let told = |(&person, code): (&u8, Code)| self.told(person, code);
@@ -153,14 +199,17 @@ impl Model {
 
     /// Who has a place keeps it; anybody else gets one at the end, where there is one to get.
     fn line_up(&mut self, person: u8) -> Code {
+        if self.waiting.values().any(|p| *p == person) && self.remaining == 0 {
+            return Code::SoldOut;
+        }
         if self.number_of(person).is_some() {
             return Code::Waiting;
         }
         if self.draw.index_of(person).is_some() {
             return Code::Registered;
         }
-        let registers = self.draw.registers(self.now);
-        if !registers && !self.draw.books(self.now) {
+        let registers = self.draw.registers(self.wall);
+        if !registers && !self.draw.books(self.wall) {
             return Code::NotOpen;
         }
         if self.remaining == 0 {
@@ -263,6 +312,9 @@ impl Model {
         self.back.clear();
         self.unnoted.clear();
         self.last = base;
+        // The new state knows nothing of a clock that was set back.
+        self.now = self.wall;
+        self.suspended_at = None;
         self.recover_until = self.now + RECOVER_MS;
         (self.credit, self.credit_at) = (0.0, None);
     }
@@ -301,9 +353,7 @@ impl Model {
 
     /// Together, by tokens of an earlier epoch; what each is told.
     pub fn come_back(&mut self, asked: &[(u8, Token, May)]) -> Vec<Code> {
-        if self.remaining == 0 {
-            self.waiting.clear();
-        }
+        self.suspend();
         let told = |&(person, token, may): &_| self.come_back_one(person, token, may);
         let codes = asked.iter().map(told).collect();
         self.settle();
@@ -323,13 +373,15 @@ impl Model {
         };
         let had = token.works.map(|(until, _)| until);
         let proof = had.filter(|u| *u > self.now);
-        let may = may == May::Yes && (self.remaining > 0 || proof.is_some());
+        let may = may == May::Yes && (!self.is_over() || proof.is_some());
         let code = self.put_back(person, number, proof, may);
         if let (Code::Waiting, Some(until)) = (code, had) {
             self.returned.insert(person, (number, until));
         }
         match code {
             Code::Ended if !may => gone,
+            // It stands there, and says why it does not move.
+            Code::Waiting if may && self.remaining == 0 => Code::SoldOut,
             code => code,
         }
     }
@@ -342,7 +394,7 @@ impl Model {
         if self.draw.frozen.is_some() {
             return Code::Drawing;
         }
-        if self.remaining == 0 {
+        if self.is_over() {
             return gone;
         }
         self.draw.register(index, person);

@@ -7,7 +7,10 @@ use serde_json::json;
 use uuid::Uuid;
 
 use super::world::*;
-use ticketping::{platform::place::PlaceKeys, serve::queue::Config};
+use ticketping::{
+    platform::place::PlaceKeys,
+    serve::queue::{Config, scripts::Scripts},
+};
 
 #[tokio::test]
 async fn a_newcomer_with_room_works_at_once_and_the_next_wait_in_order() {
@@ -145,26 +148,36 @@ async fn a_claim_not_taken_is_a_no_show_and_a_turn_not_used_lapses() {
     assert_eq!(reasons, ["LAPSED", "NO_SHOW"]);
 }
 
-#[tokio::test]
-async fn who_polls_as_told_from_far_away_finds_the_claim_still_open() {
-    // A step of 2 s a person: 20 people back is told 40 s, so the window is a minute,
-    // though claimTtl is a second.
+/// Twenty people wait, told to ask 2 s later for each place further back; then all are admitted at once. Whether each
+/// has one and a half of the interval that it was told to show up.
+async fn claims_are_long_enough(scripts: Scripts) -> bool {
     let world = World::new(Config {
         max_working: 1,
+        working_ttl: Duration::from_secs(900),
         claim_ttl: Duration::from_secs(1),
         ..config()
     })
     .await;
-    let at = world.instance().await;
+    sqlx::query(
+        "insert into settings (performance_id, max_working, poll_step_ms, queue_factor, admissions_default)
+         values ($1, 1, 2000, 0, true)",
+    )
+    .bind(world.performance)
+    .execute(&world.pool)
+    .await
+    .unwrap();
+    let at = world.instance_with(scripts).await;
     world.enter(&at, Uuid::now_v7()).await;
-    world.set_meta("pollStep", 2_000).await;
+    let mut told = Vec::new();
     for _ in 0..20 {
-        world.enter(&at, Uuid::now_v7()).await;
+        let user = Uuid::now_v7();
+        let place = world.enter(&at, user).await.1;
+        told.push((user, place["pollAfterMs"].as_i64().unwrap()));
     }
-    world.patch(&at, json!({"maxWorking": 50})).await;
-    world.set_meta("pollStep", 2_000).await;
-    until(Duration::from_secs(3), async || world.working().await == 21).await;
-    let last: Vec<(Vec<u8>, i64)> = redis::cmd("ZRANGE")
+    assert!(told[19].1 > 30_000, "{told:?}");
+    let begun = now_ms();
+    assert_eq!(world.patch(&at, json!({"maxWorking": 50})).await.0, 200);
+    let claims: Vec<(Vec<u8>, i64)> = redis::cmd("ZRANGE")
         .arg(world.key("work"))
         .arg(0)
         .arg(-1)
@@ -172,18 +185,35 @@ async fn who_polls_as_told_from_far_away_finds_the_claim_still_open() {
         .query_async(&mut world.redis().await)
         .await
         .unwrap();
-    let claims: Vec<i64> = last.iter().map(|(_, at)| at - now_ms()).collect();
-    assert_eq!(claims.len(), 21);
-    assert!(
-        claims
-            .iter()
-            .any(|&ms| (55_000..=65_000).contains(&ms) && ms != 60_000),
-        "{claims:?}"
-    );
+    let claims: std::collections::HashMap<_, _> = claims.into_iter().collect();
+    told.iter().all(|(user, told)| {
+        let until = claims.get(user.as_bytes().as_slice());
+        until.is_some_and(|until| until - begun >= told * 3 / 2 && until - begun < 95_000)
+    })
 }
 
 #[tokio::test]
-async fn keys_of_places_rotate_under_the_people() {
+async fn a_client_that_polls_as_told_never_misses_its_turn() {
+    assert!(claims_are_long_enough(Scripts::default()).await);
+    // The check is one: without the rule it fails.
+    for (from, to) in [
+        (
+            "local function q_claim_window(q, number, served_then)\n",
+            "local function q_claim_window(q, number, served_then)\n  if true then return q.claimTtl end\n",
+        ),
+        ("* q.pollStep)", "* 0)"),
+        (
+            "q_interval(q, number, served_then) * 1.5",
+            "q_interval(q, number, served_then) * 0.7",
+        ),
+    ] {
+        let defect = Scripts::with(|text| text.replace(from, to));
+        assert!(!claims_are_long_enough(defect).await, "not noticed: {to}");
+    }
+}
+
+#[tokio::test]
+async fn keys_of_places_rotate_under_the_people_when_the_new_one_is_added_first() {
     let (old, new) = ("o".repeat(32), "n".repeat(32));
     let ring = |text: String| PlaceKeys::parse(&text).unwrap();
     let mut world = World::new(Config {
@@ -191,35 +221,40 @@ async fn keys_of_places_rotate_under_the_people() {
         ..config()
     })
     .await;
-    world.keys = ring(format!("1:{old}"));
-    let before = world.instance().await;
-    let user = Uuid::now_v7();
-    let first = token(&world.enter(&before, user).await.1);
-    // Both keys: the old place is good, and the answer is sealed with the new one.
-    world.keys = ring(format!("2:{new},1:{old}"));
-    let during = world.instance().await;
-    let (code, place) = world.ask(&during, &first).await;
-    assert_eq!((code.as_u16(), number(&place)), (200, 1), "{place}");
-    let second = token(&place);
-    assert!(ring(format!("2:{new}")).open(&second).is_ok());
-    let (code, body) = world.ask(&before, &second).await;
+    // Two instances, restarted one after the other: add the new key behind the old one, then swap them, then
+    // remove the old one.
+    let rings = [
+        format!("1:{old}"),
+        format!("1:{old},2:{new}"),
+        format!("2:{new},1:{old}"),
+        format!("2:{new}"),
+    ];
+    world.keys = ring(rings[0].clone());
+    let mut instances = [world.instance().await, world.instance().await];
+    let mut place = token(&world.enter(&instances[0], Uuid::now_v7()).await.1);
+    let first = place.clone();
+    for next in &rings[1..] {
+        for i in [0, 1] {
+            world.keys = ring(next.clone());
+            instances[i] = world.instance().await;
+            // A token of either instance is good at the other, all the time.
+            for at in [&instances[0], &instances[1], &instances[0]] {
+                let (code, body) = world.ask(at, &place).await;
+                assert_eq!((code.as_u16(), number(&body)), (200, 1), "{next}: {body}");
+                place = token(&body);
+            }
+        }
+    }
+    let (code, body) = world.ask(&instances[0], &first).await;
     assert_eq!(
         (code.as_u16(), &body["code"]),
-        (401, &json!("INVALID_QUEUE_TOKEN"))
-    );
-    // The old key is removed: only who has polled meanwhile is known.
-    world.keys = ring(format!("2:{new}"));
-    let after = world.instance().await;
-    assert_eq!(world.ask(&after, &second).await.0, 200);
-    let (code, body) = world.ask(&after, &first).await;
-    assert_eq!(
-        (code.as_u16(), &body["code"]),
-        (401, &json!("INVALID_QUEUE_TOKEN"))
+        (401, &json!("INVALID_QUEUE_TOKEN")),
+        "a token that was not polled with since is of the old key"
     );
     // The same id with another secret is not the same key.
     world.keys = ring(format!("2:{old}"));
     let wrong = world.instance().await;
-    assert_eq!(world.ask(&wrong, &second).await.0, 401);
+    assert_eq!(world.ask(&wrong, &place).await.0, 401);
 }
 
 #[tokio::test]

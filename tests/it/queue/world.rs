@@ -39,6 +39,10 @@ pub struct Show {
     pub closes_ms: AtomicI64,
     pub seats: AtomicI64,
     pub sold: AtomicI64,
+    /// Orders that keep a turn, as reservations tell of them.
+    pub unpaid: std::sync::Mutex<Vec<Value>>,
+    /// Reservations do not answer.
+    pub away: std::sync::atomic::AtomicBool,
 }
 
 pub struct World {
@@ -94,6 +98,8 @@ impl World {
             closes_ms: AtomicI64::new(now_ms() + 86_400_000),
             seats: AtomicI64::new(10_000),
             sold: AtomicI64::new(0),
+            unpaid: std::sync::Mutex::default(),
+            away: std::sync::atomic::AtomicBool::default(),
         });
         let pool = db::pool(&database_url, queue::SCHEMA, 8).unwrap();
         db::migrate(&pool, queue::SCHEMA, &queue::MIGRATOR)
@@ -287,7 +293,7 @@ pub async fn confirm(at: &Instance, performance: Uuid, user: Uuid, number: u64) 
 }
 
 fn others(show: &Arc<Show>, performance: Uuid) -> Router {
-    let (facts, sold) = (show.clone(), show.clone());
+    let (facts, sold, unpaid) = (show.clone(), show.clone(), show.clone());
     let time = |ms: i64| chrono::DateTime::from_timestamp_millis(ms);
     Router::new()
         .route(
@@ -306,8 +312,15 @@ fn others(show: &Arc<Show>, performance: Uuid) -> Router {
             }),
         )
         .route(
+            &format!("/internal/v1/performances/{performance}/unpaid"),
+            get(async move || axum::Json(unpaid.unpaid.lock().unwrap().clone())),
+        )
+        .route(
             &format!("/internal/v1/performances/{performance}/sold"),
-            get(async move || axum::Json(json!({ "sold": sold.sold.load(Relaxed) }))),
+            get(async move || match sold.away.load(Relaxed) {
+                true => Err(StatusCode::SERVICE_UNAVAILABLE),
+                false => Ok(axum::Json(json!({ "sold": sold.sold.load(Relaxed) }))),
+            }),
         )
 }
 

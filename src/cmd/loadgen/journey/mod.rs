@@ -63,12 +63,16 @@ fn foreseen(op: Op, code: &str) -> bool {
             code,
             "SOLD_OUT" | "QUEUE_FULL" | "BOOKING_NOT_OPEN" | "QUEUE_DRAINING"
         ),
-        Op::Poll => matches!(code, "SOLD_OUT" | "QUEUE_TOKEN_EXPIRED"),
+        Op::Poll => matches!(
+            code,
+            "SOLD_OUT" | "BOOKING_NOT_OPEN" | "QUEUE_TOKEN_EXPIRED"
+        ),
         Op::Hold => matches!(
             code,
             "SEATS_TAKEN"
                 | "SEAT_LIMIT_EXCEEDED"
                 | "HOLDS_EXHAUSTED"
+                | "SALES_ENDED"
                 | "QUEUE_TOKEN_EXPIRED"
                 | "SOLD_OUT"
         ),
@@ -189,6 +193,14 @@ fn accept(
         }
         Op::Payment => {
             let payment: PaymentView<'_> = serde_json::from_slice(body).map_err(wrong)?;
+            if payment.status == "SUCCEEDED" && payment.client_secret.is_none() {
+                // Nothing to pay.
+                booking(buyer, world).payment = payment.id;
+                note_outside(buyer, times.sent_us, world);
+                buyer.stage = Stage::Paid;
+                note_paid(buyer, world);
+                return Ok(Next::Ask(Op::Order, times.now_us));
+            }
             let secret = payment.client_secret.ok_or("payment: no clientSecret")?;
             let (intent, _) = secret
                 .split_once("_secret_")

@@ -41,6 +41,7 @@ pub(super) fn after_refusal(
         (Op::Hold, "SEATS_TAKEN") => Next::Leave(Outcome::NoSeats),
         // The turn is used up before the buyer found seats.
         (Op::Hold, "HOLDS_EXHAUSTED") => Next::Leave(Outcome::Lapsed),
+        (Op::Hold, "SALES_ENDED") => Next::Leave(Outcome::NotOpen),
         (Op::Hold, "SEAT_LIMIT_EXCEEDED") => Next::Leave(Outcome::SeatLimit),
         (Op::Payment, _) => Next::Leave(Outcome::HoldExpired),
         (Op::Cancel, "PAYMENT_IN_PROGRESS") => Next::Ask(Op::Order, times.now_us + ORDER_POLL_US),

@@ -434,6 +434,24 @@ fn read(
             progress: Progress::default(),
             lost: Arc::default(),
         });
+    if assigned.progress.is_behind(message.offset()) {
+        // The broker lost its log, and the partition begins anew (`auto.offset.reset`). What is
+        // under way is of the log before: its offsets mean nothing now, and the inbox knows what
+        // has acted.
+        let (topic, number) = &partition;
+        tracing::warn!(
+            kafka.topic = topic,
+            kafka.partition = number,
+            kafka.offset = message.offset(),
+            "partition {number} of {topic} goes back to offset {}: the broker has lost data; consuming again from there",
+            message.offset()
+        );
+        assigned.lost.store(true, Ordering::SeqCst);
+        *assigned = Assigned {
+            progress: Progress::default(),
+            lost: Arc::default(),
+        };
+    }
     assigned.progress.take(message.offset()).then(|| Taken {
         partition,
         offset: message.offset(),

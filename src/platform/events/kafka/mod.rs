@@ -7,6 +7,7 @@ mod consumer;
 mod health;
 mod progress;
 mod publisher;
+mod security;
 
 use std::time::Duration;
 
@@ -14,6 +15,7 @@ use prometheus_client::encoding::EncodeLabelSet;
 use rdkafka::ClientConfig;
 use rdkafka::admin::{AdminClient, AdminOptions, NewTopic, TopicReplication};
 use rdkafka::client::DefaultClientContext;
+use rdkafka::consumer::{BaseConsumer, Consumer as _};
 use rdkafka::types::RDKafkaErrorCode;
 
 use super::Subscription;
@@ -21,6 +23,7 @@ use super::Subscription;
 pub(super) use self::consumer::run as consume;
 pub(super) use self::health::look;
 pub(super) use self::publisher::Publisher;
+pub use self::security::{KafkaSecurity, Mechanism, Protocol};
 
 /// Where Kafka is and how topics are made there.
 #[derive(Clone, Debug)]
@@ -31,8 +34,10 @@ pub struct KafkaConfig {
     pub prefix: String,
     /// Of a topic made by us: the bound on consumers side by side, hard to change later.
     pub partitions: i32,
-    /// Copies of a topic made by us; -1 leaves it to the brokers.
+    /// Copies of a topic made by us; 0: three, or as many as there are brokers.
     pub replication: i32,
+    /// How the brokers are spoken to.
+    pub security: KafkaSecurity,
 }
 
 impl KafkaConfig {
@@ -46,7 +51,8 @@ impl KafkaConfig {
             prefix: Self::DEFAULT_PREFIX.to_owned(),
             // Enough for a dozen instances of each role; few enough to cost nothing.
             partitions: 12,
-            replication: -1,
+            replication: 0,
+            security: KafkaSecurity::default(),
         }
     }
 
@@ -77,6 +83,7 @@ impl KafkaConfig {
             .set("topic.metadata.refresh.fast.interval.ms", "250")
             .set("topic.metadata.refresh.interval.ms", "60000")
             .set("allow.auto.create.topics", "false");
+        self.security.apply(&mut client);
         client
     }
 }
@@ -92,6 +99,8 @@ pub(super) struct LagOf {
 const RETENTION_MS: &str = "604800000";
 /// Dead letters wait for people.
 const DEAD_RETENTION_MS: &str = "2592000000";
+/// Copies of a topic that losing a broker leaves whole and writable.
+const COPIES: i32 = 3;
 const ADMIN_MAX: Duration = Duration::from_secs(10);
 const RETRY: Duration = Duration::from_secs(1);
 
@@ -124,6 +133,12 @@ pub(super) async fn ensure_topics(config: &KafkaConfig, sources: &[&'static str]
 async fn try_ensure(config: &KafkaConfig, sources: &[&'static str]) -> Result<(), String> {
     let admin: AdminClient<DefaultClientContext> =
         config.client().create().map_err(|e| e.to_string())?;
+    let copies = match config.replication {
+        0 => copies_of(&config.client()).await?,
+        copies => copies,
+    };
+    // What is acknowledged is on two brokers, and one may be away.
+    let in_sync = if copies >= COPIES { "2" } else { "1" };
     let names: Vec<(String, bool)> = sources
         .iter()
         .flat_map(|source| {
@@ -138,20 +153,17 @@ async fn try_ensure(config: &KafkaConfig, sources: &[&'static str]) -> Result<()
         .map(|(name, dead)| {
             // Dead letters are few, and their order means nothing.
             let partitions = if *dead { 1 } else { config.partitions };
-            NewTopic::new(
-                name,
-                partitions,
-                TopicReplication::Fixed(config.replication),
-            )
-            .set("cleanup.policy", "delete")
-            .set(
-                "retention.ms",
-                if *dead {
-                    DEAD_RETENTION_MS
-                } else {
-                    RETENTION_MS
-                },
-            )
+            NewTopic::new(name, partitions, TopicReplication::Fixed(copies))
+                .set("min.insync.replicas", in_sync)
+                .set("cleanup.policy", "delete")
+                .set(
+                    "retention.ms",
+                    if *dead {
+                        DEAD_RETENTION_MS
+                    } else {
+                        RETENTION_MS
+                    },
+                )
         })
         .collect();
     let options = AdminOptions::new()
@@ -168,6 +180,21 @@ async fn try_ensure(config: &KafkaConfig, sources: &[&'static str]) -> Result<()
         }
     }
     Ok(())
+}
+
+/// As many copies as there are brokers for, up to [`COPIES`].
+async fn copies_of(client: &ClientConfig) -> Result<i32, String> {
+    let client = client.clone();
+    // The client's own call blocks its thread until there is an answer.
+    let asked = tokio::task::spawn_blocking(move || {
+        let asker: BaseConsumer = client.create().map_err(|e| e.to_string())?;
+        let metadata = asker.fetch_metadata(None, ADMIN_MAX);
+        metadata
+            .map(|metadata| metadata.brokers().len())
+            .map_err(|e| e.to_string())
+    });
+    let brokers = asked.await.map_err(|e| e.to_string())??;
+    Ok(i32::try_from(brokers).unwrap_or(COPIES).clamp(1, COPIES))
 }
 
 /// What a consumer's group may be behind in.

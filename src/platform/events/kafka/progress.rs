@@ -20,6 +20,16 @@ impl Progress {
         true
     }
 
+    /// Whether `offset` is of another log than the messages taken so far: below the last of them,
+    /// and none of those under way.
+    pub(super) fn is_behind(&self, offset: i64) -> bool {
+        let under_way = self
+            .taken
+            .binary_search_by_key(&offset, |(offset, _)| *offset)
+            .is_ok();
+        self.last.is_some_and(|last| offset < last) && !under_way
+    }
+
     /// Marks one as done. The offset to go on from after a restart, when it has moved: every
     /// message below it is done.
     pub(super) fn done(&mut self, offset: i64) -> Option<i64> {
@@ -53,6 +63,8 @@ mod tests {
         assert_eq!(progress.done(9), None);
         assert_eq!(progress.done(5), Some(10));
         assert!(!progress.take(9), "taken twice");
+        assert!(!progress.is_behind(9) && !progress.is_behind(10));
+        assert!(progress.is_behind(0), "of a new log");
     }
 
     proptest! {

@@ -1,11 +1,14 @@
-//! The account's rate limits: token buckets, one for each of Stripe's endpoints and one for all
-//! calls, filled at this instance's share of the account's limits ([`super::shares`]).
+//! The account's rate limits: one budget for each of Stripe's endpoints and one for all calls, each
+//! as large as this instance's share of the account's limits ([`super::shares`]).
+//!
+//! A budget is the calls that may begin within a sliding second (and a little). A bucket that is
+//! filled evenly would lose what comes in while a waiting caller is woken late.
 //!
 //! Buyers go first: a call in the background takes a token only when no buyer waits for it.
 //! Callers of one endpoint and class are served in their order. Every wait and every line of
 //! waiting callers has a bound. No call costs a round trip to PostgreSQL.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::fmt;
 use std::str::FromStr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -19,9 +22,10 @@ use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::Registry;
 use std::sync::atomic::AtomicU64;
 
-/// The part of a limit that may be spent at once; the rest is the rate. Together they stay at the
-/// limit in every second, however the seconds are cut.
-const BURST: f64 = 0.08;
+/// A second, and what calls may take longer on their way than those before them.
+const WINDOW: Duration = Duration::from_millis(1_100);
+/// For a share below one call a second, the window is longer; up to this.
+const WINDOW_MAX: Duration = Duration::from_secs(30);
 /// The head of a line looks again at least so often: the share may have grown meanwhile.
 const LOOK_AGAIN: Duration = Duration::from_millis(100);
 /// After a 429 without `Retry-After`: the first pause; it doubles up to the longest.
@@ -173,50 +177,69 @@ impl Default for Figures {
     }
 }
 
-#[derive(Clone, Copy, Debug)]
-struct Bucket {
-    tokens: f64,
-    at: Instant,
-}
+/// The calls that began lately.
+#[derive(Debug, Default)]
+struct Recent(VecDeque<Instant>);
 
-impl Bucket {
-    fn new(now: Instant) -> Self {
-        Self {
-            tokens: 1.0,
-            at: now,
+impl Recent {
+    /// How many more may begin now, or how long until one may.
+    fn room(&mut self, now: Instant, limit: f64) -> Result<usize, Duration> {
+        let (calls, window) = allowed(limit);
+        while self
+            .0
+            .front()
+            .is_some_and(|at| now.saturating_duration_since(*at) >= WINDOW_MAX)
+        {
+            self.0.pop_front();
         }
+        let within = self.0.iter().rev();
+        let used = within
+            .take_while(|at| now.saturating_duration_since(**at) < window)
+            .count();
+        if used < calls {
+            return Ok(calls - used);
+        }
+        // Once this one is old enough, there are fewer than `calls`.
+        let oldest = self.0[self.0.len() - calls];
+        Err(window.saturating_sub(now.saturating_duration_since(oldest)))
     }
 
-    /// Adds what has come in, at `limit` × `share`; how long until there is a whole token.
-    fn fill(&mut self, now: Instant, limit: f64) -> Duration {
-        let (rate, burst) = pace(limit);
-        let since = now.saturating_duration_since(self.at).as_secs_f64();
-        self.tokens = (self.tokens + since * rate).min(burst);
-        self.at = now;
-        if self.tokens >= 1.0 {
-            Duration::ZERO
-        } else if rate <= 0.0 {
-            Duration::MAX
-        } else {
-            Duration::from_secs_f64(((1.0 - self.tokens) / rate).min(3_600.0))
+    fn push(&mut self, now: Instant, limit: f64) {
+        self.0.push_back(now);
+        // Older ones count for nothing, whatever the share becomes.
+        let (calls, _) = allowed(limit);
+        while self.0.len() > calls.max(1_024) {
+            self.0.pop_front();
         }
     }
 }
 
-/// Tokens a second, and the most that may be saved up.
-fn pace(limit: f64) -> (f64, f64) {
-    let burst = (limit * BURST).max(1.0);
-    let rate = if limit > 2.0 * burst {
-        limit - burst
-    } else {
-        limit / 2.0
-    };
-    (rate, burst)
+/// How many calls may begin within which time, for so many a second: whole ones, so that the
+/// shares of all instances never add up to more than the limit.
+fn allowed(limit: f64) -> (usize, Duration) {
+    if limit < 1.0 {
+        return (1, WINDOW.div_f64(limit.max(0.001)).min(WINDOW_MAX));
+    }
+    #[allow(
+        clippy::cast_possible_truncation,
+        clippy::cast_sign_loss,
+        reason = "rates are from 1 to 100,000"
+    )]
+    let calls = (limit + 1e-9) as usize;
+    (calls, WINDOW)
+}
+
+/// Calls a second that a limit allows in the long run.
+fn rate(limit: f64) -> f64 {
+    let (calls, window) = allowed(limit);
+    #[allow(clippy::cast_precision_loss, reason = "at most 100,000")]
+    let calls = calls as f64;
+    calls / window.as_secs_f64()
 }
 
 /// One of Stripe's endpoints.
 struct Endpoint {
-    bucket: Bucket,
+    recent: Recent,
     blocked: Blocked,
     /// Waiting callers, and their line.
     buyers: usize,
@@ -226,9 +249,9 @@ struct Endpoint {
 }
 
 impl Endpoint {
-    fn new(now: Instant) -> Self {
+    fn new() -> Self {
         Self {
-            bucket: Bucket::new(now),
+            recent: Recent::default(),
             blocked: Blocked::default(),
             buyers: 0,
             background: 0,
@@ -285,7 +308,10 @@ struct State {
     /// This instance's part of the limits, 0 to 1, and until when it is leased.
     share: f64,
     share_until: Instant,
-    total: Bucket,
+    /// A larger share counts from then on: calls that others made with it may be of this second.
+    share_before: f64,
+    share_from: Instant,
+    total: Recent,
     blocked: Blocked,
     endpoints: HashMap<String, Endpoint>,
     buyers_waiting: usize,
@@ -334,7 +360,9 @@ impl Budget {
                 learned_until: None,
                 share: 0.0,
                 share_until: now,
-                total: Bucket::new(now),
+                share_before: 0.0,
+                share_from: now,
+                total: Recent::default(),
                 blocked: Blocked::default(),
                 endpoints: HashMap::new(),
                 buyers_waiting: 0,
@@ -441,7 +469,7 @@ impl Budget {
         let endpoint = state
             .endpoints
             .entry(name.to_owned())
-            .or_insert_with(|| Endpoint::new(now));
+            .or_insert_with(Endpoint::new);
         let ahead = *endpoint.waiting(class);
         if ahead == 0 && state.take(name, class, now).is_ok() {
             return Begun::Taken;
@@ -449,9 +477,10 @@ impl Budget {
         // Without a share (it is being leased) nobody knows the rate yet.
         let rate = state
             .limits
-            .map(|limits| pace(limits.endpoint * state.share(now)).0)
-            .filter(|rate| *rate > 0.0)
-            .unwrap_or(self.documented.endpoint);
+            .filter(|_| state.share(now) > 0.0)
+            .map_or(self.documented.endpoint, |limits| {
+                rate(limits.endpoint * state.share(now))
+            });
         let room_s = until.saturating_duration_since(now).as_secs_f64();
         #[allow(
             clippy::cast_precision_loss,
@@ -602,9 +631,16 @@ impl Budget {
         std::mem::take(&mut self.lock().demand)
     }
 
-    /// This instance may use `share` of the limits until `until`.
+    /// This instance may use `share` of the limits until `until`: less from now on, more once the
+    /// calls that others made with it are of an earlier second.
     pub fn lease(&self, share: f64, until: Instant) {
+        let now = Instant::now();
         let mut state = self.lock();
+        let using = state.share(now);
+        if share > using {
+            // One that is growing already goes on from where it is.
+            (state.share_before, state.share_from) = (using, now + WINDOW);
+        }
         (state.share, state.share_until) = (share, until);
         self.figures.share.set(share);
     }
@@ -618,10 +654,12 @@ enum Begun {
 
 impl State {
     fn share(&self, now: Instant) -> f64 {
-        if now < self.share_until {
-            self.share
-        } else {
+        if now >= self.share_until {
             0.0
+        } else if now < self.share_from {
+            self.share_before.min(self.share)
+        } else {
+            self.share
         }
     }
 
@@ -641,21 +679,17 @@ impl State {
         if share <= 0.0 {
             return Err(LOOK_AGAIN);
         }
-        let wait = endpoint
-            .bucket
-            .fill(now, limits.endpoint * share)
-            .max(self.total.fill(now, limits.total * share));
-        if !wait.is_zero() {
-            return Err(wait);
-        }
-        // One that a buyer waits for is left to the buyer.
+        let (of_endpoint, of_all) = (limits.endpoint * share, limits.total * share);
+        endpoint.recent.room(now, of_endpoint)?;
+        let room = self.total.room(now, of_all)?;
+        // What a buyer waits for is left to the buyer.
         if class == Class::Background
-            && (endpoint.buyers > 0 || (self.buyers_waiting > 0 && self.total.tokens < 2.0))
+            && (endpoint.buyers > 0 || (self.buyers_waiting > 0 && room < 2))
         {
             return Err(LOOK_AGAIN);
         }
-        endpoint.bucket.tokens -= 1.0;
-        self.total.tokens -= 1.0;
+        endpoint.recent.push(now, of_endpoint);
+        self.total.push(now, of_all);
         Ok(())
     }
 }
@@ -669,8 +703,14 @@ mod tests {
 
     fn budget(endpoint: f64, total: f64) -> Arc<Budget> {
         let budget = Budget::new(Some(Limits { endpoint, total }), false);
-        budget.lease(1.0, Instant::now() + Duration::from_secs(60));
+        whole(&budget, within(60_000));
         Arc::new(budget)
+    }
+
+    /// All of the limits, from now on.
+    fn whole(budget: &Budget, until: Instant) {
+        budget.lease(1.0, until);
+        budget.lock().share_from = Instant::now();
     }
 
     fn within(ms: u64) -> Instant {
@@ -692,14 +732,31 @@ mod tests {
     }
 
     #[test]
-    fn a_second_never_holds_more_than_the_limit() {
-        for limit in [2.5_f64, 10.0, 12.5, 25.0, 100.0, 500.0] {
-            let (rate, burst) = pace(limit);
-            assert!(
-                burst >= 1.0 && rate > 0.0 && rate + burst <= limit + 1e-9,
-                "{limit}"
-            );
+    fn shares_never_add_up_to_more_than_the_limit() {
+        for limit in [1.0_f64, 10.0, 25.0, 100.0] {
+            for shares in [
+                vec![1.0],
+                vec![0.9, 0.1],
+                vec![0.5, 0.3, 0.2],
+                vec![0.04; 25],
+            ] {
+                let calls: f64 = shares.iter().map(|share| rate(limit * share)).sum();
+                assert!(calls <= limit, "{limit} {shares:?}: {calls}");
+            }
         }
+    }
+
+    #[test]
+    fn a_larger_share_counts_once_the_second_of_others_is_over() {
+        let budget = Budget::new(Some(Limits::documented(false)), false);
+        budget.lease(0.4, within(60_000));
+        assert_eq!(budget.share(), 0.0);
+        budget.lock().share_from = Instant::now();
+        assert_eq!(budget.share(), 0.4);
+        budget.lease(1.0, within(60_000));
+        assert_eq!(budget.share(), 0.4);
+        budget.lease(0.2, within(60_000));
+        assert_eq!(budget.share(), 0.2);
     }
 
     #[tokio::test]
@@ -723,11 +780,10 @@ mod tests {
             let second = calls[at..]
                 .iter()
                 .take_while(|other| **other < *call + Duration::from_secs(1));
-            // A wake-up that comes late may fall into the next second.
-            assert!(second.count() <= 82);
+            assert!(second.count() <= 80);
         }
         assert!(
-            begun.elapsed() < Duration::from_millis(4_500),
+            begun.elapsed() < Duration::from_millis(4_800),
             "{:?}",
             begun.elapsed()
         );
@@ -735,14 +791,17 @@ mod tests {
 
     #[tokio::test]
     async fn background_calls_yield_to_buyers() {
-        let budget = budget(20.0, 20.0);
+        let budget = budget(5.0, 5.0);
+        for _ in 0..5 {
+            (budget.acquire(CREATE, Class::Background, within(0)).await).unwrap();
+        }
         let order = Arc::new(Mutex::new(Vec::new()));
         let mut all = tokio::task::JoinSet::new();
         for class in [Class::Background, Class::Buyer] {
-            for _ in 0..10 {
+            for _ in 0..8 {
                 let (budget, order) = (budget.clone(), order.clone());
                 all.spawn(async move {
-                    budget.acquire(CREATE, class, within(5_000)).await.unwrap();
+                    (budget.acquire(CREATE, class, within(9_000)).await).unwrap();
                     order.lock().unwrap().push(class);
                 });
             }
@@ -750,18 +809,18 @@ mod tests {
         }
         while all.join_next().await.is_some() {}
         let order = order.lock().unwrap();
-        let last_buyer = order.iter().rposition(|class| *class == Class::Buyer);
-        // Those that had a token before a buyer came, and one that was on its way.
-        assert!(last_buyer.unwrap() <= 12, "{order:?}");
+        assert!(
+            order[..8].iter().all(|class| *class == Class::Buyer),
+            "{order:?}"
+        );
     }
 
     #[tokio::test]
     async fn waiting_is_bounded_and_a_hopeless_line_is_refused_at_once() {
         let budget = budget(2.5, 25.0);
-        budget
-            .acquire(CREATE, Class::Buyer, within(10))
-            .await
-            .unwrap();
+        for _ in 0..2 {
+            (budget.acquire(CREATE, Class::Buyer, within(10)).await).unwrap();
+        }
         assert_eq!(
             budget.acquire(CREATE, Class::Buyer, within(50)).await,
             Err(NoToken)
@@ -790,12 +849,12 @@ mod tests {
     #[tokio::test]
     async fn without_a_lease_nothing_is_sent_and_a_429_pauses_its_endpoint() {
         let budget = budget(25.0, 25.0);
-        budget.lease(1.0, Instant::now());
+        whole(&budget, Instant::now());
         assert_eq!(
             budget.acquire(CREATE, Class::Buyer, within(150)).await,
             Err(NoToken)
         );
-        budget.lease(1.0, within(60_000));
+        whole(&budget, within(60_000));
         budget
             .acquire(CREATE, Class::Buyer, within(500))
             .await

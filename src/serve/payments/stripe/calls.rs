@@ -1,6 +1,6 @@
 //! The few calls that payments need, reduced to what they say about money.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::str::FromStr;
 
 use stripe_core::payment_intent::{
@@ -12,8 +12,9 @@ use stripe_shared::{PaymentIntent, PaymentIntentAllowedPaymentMethodTypes, Payme
 use stripe_types::Currency;
 use uuid::Uuid;
 
-use super::super::machine::{Seen, from_stripe_amount, to_stripe_amount};
+use super::super::machine::Seen;
 use super::{Stripe, StripeFailure};
+use crate::platform::currency::{from_stripe, to_stripe};
 
 /// Refunds of one payment that we look at; there are one or two.
 const REFUNDS_MAX: i64 = 100;
@@ -31,6 +32,8 @@ pub struct NewIntent {
     pub currency: String,
     pub description: String,
     pub attempt: i32,
+    /// More of the metadata, noted with the attempt.
+    pub extra: BTreeMap<String, String>,
 }
 
 impl NewIntent {
@@ -39,8 +42,10 @@ impl NewIntent {
         format!("pi:{}:{}", self.payment_id, self.attempt)
     }
 
-    fn metadata(&self) -> HashMap<String, String> {
-        let mut metadata = HashMap::from([
+    /// What the intent says of itself, for whoever has lost everything else.
+    pub fn metadata(&self) -> HashMap<String, String> {
+        let mut metadata: HashMap<String, String> = self.extra.clone().into_iter().collect();
+        metadata.extend([
             ("order_id".to_owned(), self.order_id.to_string()),
             ("payment_id".to_owned(), self.payment_id.to_string()),
             ("user_id".to_owned(), self.user_id.to_string()),
@@ -62,6 +67,10 @@ pub struct Intent {
     pub currency: String,
     pub live: bool,
     pub payment_id: Option<Uuid>,
+    /// As we wrote it.
+    pub metadata: HashMap<String, String>,
+    /// Unix seconds.
+    pub created: i64,
     pub client_secret: Option<String>,
     pub failure_code: Option<String>,
     pub failure_message: Option<String>,
@@ -96,18 +105,68 @@ impl From<PaymentIntent> for Intent {
         Self {
             id: intent.id.to_string(),
             seen,
-            amount: from_stripe_amount(intent.amount, &currency),
-            amount_received: from_stripe_amount(intent.amount_received, &currency),
+            amount: from_stripe(intent.amount, &currency),
+            amount_received: from_stripe(intent.amount_received, &currency),
             live: intent.livemode,
             payment_id: intent
                 .metadata
                 .get("payment_id")
                 .and_then(|id| id.parse().ok()),
+            metadata: intent.metadata,
+            created: intent.created,
             client_secret: intent.client_secret,
             failure_code,
             failure_message,
             currency,
         }
+    }
+}
+
+impl Intent {
+    /// As a signed event shows it; `None` where its shape is not the one that we know, whatever
+    /// version of the API it says it is of.
+    pub fn of_event(object: &serde_json::Value) -> Option<Self> {
+        let text = |name: &str| object[name].as_str().map(str::to_owned);
+        if object["object"].as_str()? != "payment_intent" {
+            return None;
+        }
+        let error = match &object["last_payment_error"] {
+            serde_json::Value::Null => None,
+            error => Some(error.as_object()?),
+        };
+        let seen = match object["status"].as_str()? {
+            "succeeded" => Seen::Paid,
+            "canceled" => Seen::Cancelled,
+            "processing" | "requires_capture" => Seen::Processing,
+            "requires_payment_method" if error.is_some() => Seen::Declined,
+            "requires_payment_method" | "requires_action" | "requires_confirmation" => Seen::Open,
+            _ => return None,
+        };
+        let said = |name: &str| {
+            let error = error.filter(|_| seen == Seen::Declined)?;
+            error.get(name)?.as_str().map(str::to_owned)
+        };
+        let currency = text("currency")?;
+        let metadata = object["metadata"].as_object()?;
+        Some(Self {
+            id: text("id")?,
+            seen,
+            amount: from_stripe(object["amount"].as_i64()?, &currency),
+            amount_received: from_stripe(object["amount_received"].as_i64()?, &currency),
+            live: object["livemode"].as_bool()?,
+            payment_id: metadata
+                .get("payment_id")
+                .and_then(|id| id.as_str()?.parse().ok()),
+            metadata: metadata
+                .iter()
+                .filter_map(|(name, value)| Some((name.clone(), value.as_str()?.to_owned())))
+                .collect(),
+            created: object["created"].as_i64()?,
+            client_secret: text("client_secret"),
+            failure_code: said("decline_code").or_else(|| said("code")),
+            failure_message: said("message"),
+            currency,
+        })
     }
 }
 
@@ -132,13 +191,20 @@ pub struct StripeRefund {
     pub attempt: Option<i32>,
 }
 
+impl StripeRefund {
+    /// Has the buyer the money?
+    pub fn succeeded(&self) -> bool {
+        self.state == RefundState::Succeeded
+    }
+}
+
 impl From<stripe_shared::Refund> for StripeRefund {
     fn from(refund: stripe_shared::Refund) -> Self {
         let currency = refund.currency.to_string();
         let metadata = refund.metadata.unwrap_or_default();
         Self {
             id: refund.id.to_string(),
-            amount: from_stripe_amount(refund.amount, &currency),
+            amount: from_stripe(refund.amount, &currency),
             state: match refund.status.as_deref() {
                 Some("succeeded") => RefundState::Succeeded,
                 Some("failed" | "canceled") => RefundState::Failed,
@@ -196,10 +262,9 @@ impl Stripe {
         };
         let mut description = new.description.clone();
         description.truncate(description.floor_char_boundary(METADATA_CHARS_MAX));
-        let request =
-            CreatePaymentIntent::new(to_stripe_amount(new.amount, &new.currency), currency)
-                .description(description)
-                .metadata(new.metadata());
+        let request = CreatePaymentIntent::new(to_stripe(new.amount, &new.currency), currency)
+            .description(description)
+            .metadata(new.metadata());
         let request = match &self.inner.methods {
             PaymentMethods::Automatic => request
                 .automatic_payment_methods(CreatePaymentIntentAutomaticPaymentMethods::new(true)),
@@ -240,7 +305,7 @@ impl Stripe {
     ) -> Result<StripeRefund, StripeFailure> {
         let request = CreateRefund::new()
             .payment_intent(intent_id)
-            .amount(to_stripe_amount(amount, currency))
+            .amount(to_stripe(amount, currency))
             .metadata(HashMap::from([
                 ("refund_id".to_owned(), refund_id.to_string()),
                 ("attempt".to_owned(), attempt.to_string()),
@@ -264,6 +329,42 @@ impl Stripe {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn an_event_is_believed_only_in_the_shape_that_we_know() {
+        let id = Uuid::now_v7();
+        let event = serde_json::json!({
+            "object": "payment_intent", "id": "pi_1", "status": "succeeded", "amount": 500,
+            "amount_received": 500, "currency": "usd", "livemode": false,
+            "metadata": {"payment_id": id}, "last_payment_error": null, "unheard_of": [1],
+        });
+        let intent = Intent::of_event(&event).unwrap();
+        assert_eq!((intent.seen, intent.payment_id), (Seen::Paid, Some(id)));
+        assert_eq!((intent.amount, intent.amount_received), (500, 500));
+        for (field, odd) in [
+            ("object", serde_json::json!("charge")),
+            ("status", "settled".into()),
+            ("amount", "500".into()),
+            ("amount", serde_json::json!(1e300)),
+            ("amount_received", serde_json::Value::Null),
+            ("currency", 7.into()),
+            ("livemode", serde_json::Value::Null),
+            ("metadata", serde_json::Value::Null),
+            ("last_payment_error", "declined".into()),
+            ("id", serde_json::json!(["pi_1"])),
+        ] {
+            let mut other = event.clone();
+            other[field] = odd;
+            assert!(Intent::of_event(&other).is_none(), "{field}: {other}");
+        }
+        let mut declined = event.clone();
+        declined["status"] = "requires_payment_method".into();
+        declined["last_payment_error"] =
+            serde_json::json!({"code": "card_declined", "decline_code": "lost_card"});
+        let intent = Intent::of_event(&declined).unwrap();
+        assert_eq!(intent.seen, Seen::Declined);
+        assert_eq!(intent.failure_code.as_deref(), Some("lost_card"));
+    }
 
     #[test]
     fn payment_methods_are_read_as_their_help_says() {

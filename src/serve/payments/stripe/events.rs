@@ -27,7 +27,7 @@ pub const EVENT_TYPES: [&str; 13] = [
 
 /// Where a page begins.
 #[derive(Clone, Debug)]
-pub enum From {
+pub enum Start {
     /// Newer than this event: the oldest hundred of them.
     After(String),
     /// Made at or after this second, and older than the event, where one is given: the newest.
@@ -41,26 +41,31 @@ pub struct EventPage {
     pub more: bool,
 }
 
+/// The path of a page of the events that this role acts on.
+fn path(from: &Start) -> String {
+    let mut query = url::form_urlencoded::Serializer::for_suffix(String::from("/events?"), 8);
+    query.append_pair("limit", &PAGE.to_string());
+    for kind in EVENT_TYPES {
+        query.append_pair("types[]", kind);
+    }
+    match from {
+        Start::After(id) => {
+            query.append_pair("ending_before", id);
+        }
+        Start::Since(second, older_than) => {
+            query.append_pair("created[gte]", &second.to_string());
+            if let Some(id) = older_than {
+                query.append_pair("starting_after", id);
+            }
+        }
+    }
+    query.finish()
+}
+
 impl Stripe {
     /// A page of the events that this role acts on.
-    pub async fn events(&self, from: &From) -> Result<EventPage, StripeFailure> {
-        let mut query = url::form_urlencoded::Serializer::new(String::new());
-        query.append_pair("limit", &PAGE.to_string());
-        for kind in EVENT_TYPES {
-            query.append_pair("types[]", kind);
-        }
-        match from {
-            From::After(id) => {
-                query.append_pair("ending_before", id);
-            }
-            From::Since(second, older_than) => {
-                query.append_pair("created[gte]", &second.to_string());
-                if let Some(id) = older_than {
-                    query.append_pair("starting_after", id);
-                }
-            }
-        }
-        let mut list = self.read(&format!("/events?{}", query.finish())).await?;
+    pub async fn events(&self, from: &Start) -> Result<EventPage, StripeFailure> {
+        let mut list = self.read(&path(from)).await?;
         let more = list["has_more"].as_bool().unwrap_or(false);
         match list["data"].take() {
             Value::Array(events) => Ok(EventPage { events, more }),

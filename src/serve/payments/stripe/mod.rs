@@ -7,6 +7,9 @@
 
 mod budget;
 mod calls;
+mod disputes;
+mod events;
+mod lists;
 mod seen;
 pub mod shares;
 
@@ -25,6 +28,9 @@ use tracing::Instrument;
 
 pub use self::budget::{Budget, Class, Limits, StripeRate};
 pub use self::calls::{Intent, NewIntent, PaymentMethods, RefundState, StripeRefund};
+pub use self::disputes::StripeDispute;
+pub use self::events::{PAGE, Start};
+pub use self::lists::{ListedIntent, Page, Stretch};
 use self::seen::Seen;
 use crate::platform::{
     secret::Secret,
@@ -86,7 +92,10 @@ enum Failed {
     NoToken(String),
     /// Stripe refuses our key or what it may do: an operator mends that, and the request stays as
     /// good as it was.
-    KeyRefused(String),
+    KeyRefused {
+        status: u16,
+        why: String,
+    },
     Burnt(String),
     Refused {
         status: u16,
@@ -111,7 +120,7 @@ impl From<Failed> for StripeFailure {
             Failed::NoAnswer { why, .. }
             | Failed::Later { why, .. }
             | Failed::NoToken(why)
-            | Failed::KeyRefused(why) => Self::Unknown(why),
+            | Failed::KeyRefused { why, .. } => Self::Unknown(why),
             Failed::Burnt(why) => Self::Burnt(why),
             Failed::Refused {
                 status,
@@ -141,8 +150,11 @@ struct Inner {
     methods: PaymentMethods,
     seen: Seen,
     budget: Budget,
-    key_refused: Mutex<Option<String>>,
+    key_refused: Mutex<KeyRefused>,
 }
+
+/// What Stripe does not let our key do, by endpoint: a status, and why.
+type KeyRefused = std::collections::BTreeMap<String, (u16, String)>;
 
 impl Stripe {
     /// # Errors
@@ -208,11 +220,9 @@ impl Stripe {
 
     /// What Stripe says of our key while it refuses it.
     pub fn key_refused(&self) -> Option<String> {
-        let refused = &self.inner.key_refused;
-        refused
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .clone()
+        let refused = (self.inner.key_refused.lock()).unwrap_or_else(PoisonError::into_inner);
+        let (endpoint, (_, why)) = refused.first_key_value()?;
+        Some(format!("{endpoint}: {why}"))
     }
 
     /// Sends `request` until there is an answer, or the tries or the time are used up. Every try
@@ -301,23 +311,24 @@ impl Stripe {
             .unwrap_or_else(|_| Err("no answer in time".to_owned()))
     }
 
-    fn note_key(&self, failed: Option<&Failed>) {
-        let refused = match failed {
-            Some(Failed::KeyRefused(why)) => {
-                Some(why.chars().take(KEY_REFUSED_CHARS_MAX).collect())
-            }
-            // Another failure says nothing about the key.
-            Some(_) => return,
-            None => None,
-        };
+    fn note_key(&self, endpoint: &str, failed: Option<&Failed>) {
         let mut known = (self.inner.key_refused.lock()).unwrap_or_else(PoisonError::into_inner);
-        if refused.is_some() && known.is_none() {
-            tracing::error!(
-                refused,
-                "Stripe refuses our key, or what it is to do: see its scopes"
-            );
+        match failed {
+            Some(Failed::KeyRefused { status, why }) => {
+                if known.is_empty() {
+                    tracing::error!(
+                        endpoint,
+                        why,
+                        "Stripe refuses our key, or what it is to do: see its scopes"
+                    );
+                }
+                let why = why.chars().take(KEY_REFUSED_CHARS_MAX).collect();
+                known.insert(endpoint.to_owned(), (*status, why));
+            }
+            // A key that is taken for one call is taken for all; a scope is one endpoint's.
+            None => known.retain(|of, (status, _)| *status != 401 && of != endpoint),
+            Some(_) => {}
         }
-        *known = refused;
     }
 }
 
@@ -371,7 +382,7 @@ impl<'a> Call<'a> {
             }
             Failed::NoAnswer { .. }
             | Failed::NoToken(_)
-            | Failed::KeyRefused(_)
+            | Failed::KeyRefused { .. }
             | Failed::Burnt(_)
             | Failed::Refused { .. } => return Err(failed.into()),
         };
@@ -429,7 +440,7 @@ impl<'a> Call<'a> {
         if !matches!(answer, Err(Failed::NoAnswer { .. } | Failed::Later { .. })) {
             budget.passed(&endpoint);
         }
-        stripe.note_key(answer.as_ref().err());
+        stripe.note_key(&endpoint, answer.as_ref().err());
         stripe
             .inner
             .seen
@@ -514,7 +525,7 @@ fn failure(status: StatusCode, hints: &Hints, body: &[u8]) -> Failed {
             retry_after: hints.retry_after,
         },
         _ if !of_stripe => Failed::NoAnswer { why, again: true },
-        401 | 403 => Failed::KeyRefused(why),
+        status @ (401 | 403) => Failed::KeyRefused { status, why },
         408 | 424 | 425 => Failed::NoAnswer { why, again: true },
         // The same key with other parameters, after settings were changed: what it made, if
         // anything, cannot be learnt under this key.
@@ -593,7 +604,7 @@ mod tests {
         for status in [401, 403] {
             assert!(matches!(
                 of(status, none, &body("x")),
-                Failed::KeyRefused(_)
+                Failed::KeyRefused { .. }
             ));
         }
         // A failure of Stripe's own is never an answer, whatever it says about trying again.

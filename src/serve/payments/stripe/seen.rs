@@ -27,7 +27,7 @@ impl Seen {
         let wrong = match failed {
             Some(Failed::NoToken(_)) => return,
             Some(Failed::NoAnswer { why, .. }) => Some((Health::Down, why.clone())),
-            Some(Failed::KeyRefused(why)) => {
+            Some(Failed::KeyRefused { why, .. }) => {
                 Some((Health::Degraded, format!("refuses our key: {why}")))
             }
             // A refusal is an answer, and so is "later".
@@ -111,7 +111,8 @@ mod tests {
         let store = seen.store();
         assert_eq!((store.state, store.latency_ms), (Health::Down, None));
         assert_eq!(store.detail, "no answer in time");
-        seen.note(Some(&Failed::KeyRefused("401".into())), QUIET_MAX);
+        let why = "401".to_owned();
+        seen.note(Some(&Failed::KeyRefused { status: 401, why }), QUIET_MAX);
         assert_eq!(seen.store().state, Health::Degraded);
     }
 }

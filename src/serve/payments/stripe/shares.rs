@@ -25,12 +25,16 @@ const BEAT_MAX: Duration = Duration::from_secs(3);
 pub async fn run(stripe: Stripe, pool: PgPool, stop: CancellationToken) {
     let instance = Uuid::now_v7();
     let mut failing = false;
+    let mut live_noted = !stripe.live();
     while !stop.is_cancelled() {
         let before = stripe.budget().share();
         let beat = tokio::time::timeout(BEAT_MAX, beat(&stripe, &pool, instance, before)).await;
         let pause = match beat {
             Ok(Ok(share)) => {
                 failing = false;
+                if !live_noted {
+                    live_noted = note_live(&pool).await;
+                }
                 // A share that shrank is free for others once the next heartbeat says so.
                 if share <= 0.0 || share < before {
                     BEAT_SOON
@@ -59,6 +63,19 @@ pub async fn run(stripe: Stripe, pool: PgPool, stop: CancellationToken) {
         Ok(Ok(_)) => {}
         // It runs out by itself.
         _ => tracing::debug!("the share of Stripe's rate limits is not given back"),
+    }
+}
+
+/// Real money is taken from here on: `seed --reset` refuses to empty this database.
+async fn note_live(pool: &PgPool) -> bool {
+    let noted =
+        sqlx::query("update stripe_account set live_since = now() where live_since is null");
+    match noted.execute(pool).await {
+        Ok(_) => true,
+        Err(error) => {
+            tracing::warn!(%error, "cannot note that real money is taken; trying again");
+            false
+        }
     }
 }
 

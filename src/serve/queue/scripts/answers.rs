@@ -101,6 +101,8 @@ pub enum CheckIn {
         /// Ended turns that are not in Postgres yet.
         unnoted: u64,
     },
+    /// Admitted, but booking closed before the first check-in.
+    Shut,
     /// The token is of an earlier epoch.
     Old,
 }
@@ -139,6 +141,14 @@ pub struct View {
     pub cut_lo: i64,
     pub cut_hi: i64,
     pub settings: i64,
+    pub seq: i64,
+    pub wall: i64,
+    pub served_then: i64,
+    pub suspended_at: i64,
+    pub orders: i64,
+    pub kept_from: i64,
+    pub given: i64,
+    pub recover_from: i64,
     pub admitted: i64,
     pub claimed: i64,
     pub no_shows: i64,
@@ -155,11 +165,13 @@ impl View {
             max_working, working_ttl, claim_ttl, admissions_per_minute, paused, draining,
             capacity, remaining, opens_at, closes_at, pre_queue_opens_at, recover_until,
             poll_min, poll_max, poll_step, draw_lo, draw_hi, draw_next, cut_lo, cut_hi, settings,
+            seq, wall, served_then, suspended_at, orders, kept_from, given, recover_from,
             admitted, claimed, no_shows, lapsed, completed, left, gone] = v else { return None };
         Some(Self { epoch, now, served, last, ceiling, waiting, working, registered, unnoted,
             max_working, working_ttl, claim_ttl, admissions_per_minute, paused, draining,
             capacity, remaining, opens_at, closes_at, pre_queue_opens_at, recover_until,
             poll_min, poll_max, poll_step, draw_lo, draw_hi, draw_next, cut_lo, cut_hi, settings,
+            seq, wall, served_then, suspended_at, orders, kept_from, given, recover_from,
             admitted, claimed, no_shows, lapsed, completed, left, gone })
     }
 }
@@ -182,12 +194,28 @@ pub struct Tick {
     pub overdue: u64,
     /// Places whose deadline is within a minute.
     pub soon: u64,
+    /// The next deadline of a place.
+    pub next: Option<i64>,
+    /// Epochs that were taken over, each with its last number.
+    pub kept: Vec<(u64, u64)>,
 }
 
 impl Tick {
     /// What `queue_tick.lua` answered to who has ranks of `ranks_at`.
     pub(super) fn read(answer: &[Value], ranks_at: i64) -> Result<Self, ScriptError> {
-        let [_, view, front, bounds, seed, more, overdue, soon] = answer else {
+        let [
+            _,
+            view,
+            front,
+            bounds,
+            seed,
+            more,
+            overdue,
+            soon,
+            next,
+            kept,
+        ] = answer
+        else {
             return Err(odd("queue_tick"));
         };
         let ints: Vec<i64> = redis::FromRedisValue::from_redis_value_ref(view)
@@ -205,6 +233,8 @@ impl Tick {
             more: int(more) == Some(1),
             overdue: int(overdue).unwrap_or(0).unsigned_abs(),
             soon: int(soon).unwrap_or(0).unsigned_abs(),
+            next: int(next).filter(|at| *at >= 0),
+            kept: pairs(text(kept).unwrap_or_default()),
         })
     }
 }
@@ -222,6 +252,7 @@ impl CheckIn {
             Some("working") => Self::Working(turn),
             Some("waiting") => Self::Waiting(number(3)),
             Some("closed") => Self::Closed(turn),
+            Some("shut") => Self::Shut,
             Some("old") => Self::Old,
             Some("ended") => Self::Ended { unnoted: number(4) },
             _ => return Err(odd("queue_check_in")),
@@ -282,6 +313,38 @@ impl Batch {
                 above,
                 upto: bound(1),
             }),
+        })
+    }
+}
+
+/// What stands in a Redis of a queue.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct StoreState {
+    /// The epoch; −1: nothing stands there.
+    pub epoch: i64,
+    /// The last number issued.
+    pub last: i64,
+    /// The script's clock at the newest reading.
+    pub clock: i64,
+    /// Redis's clock now.
+    pub wall: i64,
+    /// Which process it is.
+    pub store: String,
+}
+
+impl StoreState {
+    /// What `queue_state.lua` answered.
+    pub(super) fn read(answer: &[Value]) -> Result<Self, ScriptError> {
+        let [epoch, last, clock, wall, store] = answer else {
+            return Err(odd("queue_state"));
+        };
+        let number = |value: &Value| int(value).ok_or_else(|| odd("queue_state: a number"));
+        Ok(Self {
+            epoch: number(epoch)?,
+            last: number(last)?,
+            clock: number(clock)?,
+            wall: number(wall)?,
+            store: text(store).unwrap_or_default().to_owned(),
         })
     }
 }

@@ -58,6 +58,28 @@ impl End {
     }
 }
 
+/// What is known of a state that may have survived.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Survival {
+    /// The newest reading that anybody has seen, by the script's clock.
+    pub clock: i64,
+    /// The highest number that anybody has seen.
+    pub last: i64,
+}
+
+/// An unpaid order, and the turn that it keeps.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Unpaid {
+    /// Whose.
+    pub user: Uuid,
+    /// The number of the place that it was made from.
+    pub number: u64,
+    /// The order.
+    pub order: Uuid,
+    /// Until when it keeps the turn, ms.
+    pub keeps_ms: u64,
+}
+
 /// What an epoch begins with.
 #[derive(Clone, Debug)]
 pub struct Start {
@@ -69,6 +91,14 @@ pub struct Start {
     pub ceiling: i64,
     /// Served before the loss.
     pub served: i64,
+    /// Served a poll interval before that.
+    pub served_then: i64,
+    /// Pairs (above, up to) of numbers that were never issued.
+    pub skips: Vec<i64>,
+    /// Where the state may have survived: what is known of it.
+    pub survival: Option<Survival>,
+    /// Unpaid orders get their turns before anybody is admitted.
+    pub orders: bool,
     /// How long people are put back before anybody new is admitted; 0: there was nothing to lose.
     pub recover_ms: u64,
     /// Settings and facts.

@@ -6,7 +6,8 @@ use redis::{Script, Value};
 use uuid::Uuid;
 
 use super::{
-    Batch, CheckIn, End, Return, ScriptError, Scripts, Seen, Start, Tick,
+    Batch, CheckIn, End, Patience, Return, ScriptError, Scripts, Seen, Start, StoreState, Tick,
+    Unpaid,
     answers::{int, text},
     odd,
 };
@@ -19,6 +20,16 @@ pub struct Room {
     scripts: Arc<Scripts>,
     base: Arc<str>,
     keys: Arc<[String; 7]>,
+    patience: Option<Arc<Patience>>,
+}
+
+/// Seats of a changed set of schedules, and how many of them are not sold, as Postgres says.
+#[derive(Clone, Copy, Debug)]
+pub struct Seats<'a> {
+    /// The schedules.
+    pub schedules: &'a [Uuid],
+    /// Not sold.
+    pub remaining: i64,
 }
 
 impl Room {
@@ -31,7 +42,21 @@ impl Room {
             scripts,
             keys: Arc::new(names.map(|name| format!("{base}{name}"))),
             base: base.into(),
+            patience: None,
         }
+    }
+
+    /// The same, whose callers wait no longer than `patience` says: later, a script does nothing.
+    #[must_use]
+    pub fn with_patience(mut self, patience: Patience) -> Self {
+        self.patience = Some(Arc::new(patience));
+        self
+    }
+
+    fn until(&self) -> i64 {
+        self.patience
+            .as_ref()
+            .map_or(0, |patience| patience.until())
     }
 
     /// The key of the working set: deadline → user.
@@ -61,22 +86,67 @@ impl Room {
             Some("lost") => Err(ScriptError::Lost(
                 answer.get(1).and_then(text).unwrap_or("?").to_owned(),
             )),
+            Some("late") => Err(ScriptError::Late),
+            Some("old") if answer.len() == 1 => Err(ScriptError::Old),
             Some(_) => Ok(answer),
             None => Err(odd("a script answered without a tag")),
         }
     }
 
-    /// Sweeps, promotes and reads the figures.
+    /// Sweeps, promotes and reads the figures; the next comes within `beat_ms`, or the queue counts as not
+    /// served since.
     ///
     /// # Errors
     /// [`ScriptError`].
-    pub async fn tick(&self, seen: Seen, ranks_at: i64) -> Result<Tick, ScriptError> {
+    pub async fn tick(&self, seen: Seen, ranks_at: i64, beat_ms: u64) -> Result<Tick, ScriptError> {
+        let sent = self.patience.as_ref().map(|patience| patience.now());
         let answer = self
             .run(&self.scripts.tick, seen, |call| {
-                call.arg(ranks_at);
+                call.arg(ranks_at).arg(beat_ms);
             })
             .await?;
-        Tick::read(&answer, ranks_at)
+        let tick = Tick::read(&answer, ranks_at)?;
+        if let (Some(patience), Some(sent)) = (&self.patience, sent) {
+            patience.measure(sent, tick.view.wall);
+        }
+        Ok(tick)
+    }
+
+    /// What stands in this Redis, whether it is the state that was or not.
+    ///
+    /// # Errors
+    /// [`ScriptError`].
+    pub async fn state(&self) -> Result<StoreState, ScriptError> {
+        let mut call = self.scripts.state.prepare_invoke();
+        call.key(&self.keys[0]);
+        let answer: Vec<Value> = call.invoke_async(&mut self.redis.clone()).await?;
+        StoreState::read(&answer)
+    }
+
+    /// Unpaid orders keep the turns that they were made in; how many have their slot here. `done`: these
+    /// are the last of them.
+    ///
+    /// # Errors
+    /// [`ScriptError`].
+    pub async fn reserve(
+        &self,
+        seen: Seen,
+        orders: &[Unpaid],
+        done: bool,
+    ) -> Result<u64, ScriptError> {
+        let mut joined = Vec::with_capacity(orders.len() * 48);
+        for unpaid in orders {
+            joined.extend_from_slice(unpaid.user.as_bytes());
+            joined.extend_from_slice(&unpaid.number.to_be_bytes());
+            joined.extend_from_slice(unpaid.order.as_bytes());
+            joined.extend_from_slice(&unpaid.keeps_ms.to_be_bytes());
+        }
+        let answer = self
+            .run(&self.scripts.reserve, seen, |call| {
+                call.arg(u8::from(done)).arg(joined);
+            })
+            .await?;
+        Ok(answer.get(1).and_then(int).unwrap_or(0).unsigned_abs())
     }
 
     /// A batch enters, at most [`BATCH_MAX`](super::BATCH_MAX).
@@ -90,7 +160,7 @@ impl Room {
         }
         let answer = self
             .run(&self.scripts.enter, seen, |call| {
-                call.arg(joined);
+                call.arg(joined).arg(self.until());
             })
             .await?;
         Batch::read(&answer, users.len())
@@ -116,7 +186,7 @@ impl Room {
         }
         let answer = self
             .run(&self.scripts.restore, seen, |call| {
-                call.arg(joined);
+                call.arg(joined).arg(self.until());
             })
             .await?;
         Batch::read(&answer, places.len())
@@ -136,6 +206,7 @@ impl Room {
         let answer = self
             .run(&self.scripts.check_in, seen, |call| {
                 call.arg(user.as_bytes().as_slice()).arg(number).arg(epoch);
+                call.arg(self.until());
             })
             .await?;
         CheckIn::read(&answer)
@@ -196,7 +267,13 @@ impl Room {
             }
             call.arg(start.ceiling)
                 .arg(start.served)
-                .arg(start.recover_ms);
+                .arg(start.recover_ms)
+                .arg(start.served_then);
+            call.arg(start.survival.map_or(-1, |s| s.clock))
+                .arg(start.survival.map_or(-1, |s| s.last));
+            let skips = start.skips.chunks_exact(2);
+            let skips: Vec<String> = skips.map(|p| format!("{}-{}", p[0], p[1])).collect();
+            call.arg(skips.join(",")).arg(u8::from(start.orders));
             for (field, value) in &start.fields {
                 if !value.is_empty() {
                     call.arg(*field).arg(value);
@@ -216,10 +293,20 @@ impl Room {
         seen: Seen,
         version: i64,
         capacity: i64,
+        seats: Option<Seats<'_>>,
         fields: &[(&'static str, String)],
     ) -> Result<(), ScriptError> {
         self.run(&self.scripts.apply, seen, |call| {
             call.arg(version).arg(capacity);
+            match seats {
+                None => call.arg(""),
+                Some(seats) => {
+                    for schedule in seats.schedules {
+                        call.key(format!("{}seats:{schedule}", self.base));
+                    }
+                    call.arg(seats.remaining)
+                }
+            };
             for (field, value) in fields {
                 call.arg(*field).arg(value);
             }
@@ -292,6 +379,18 @@ impl Room {
             })
             .collect();
         Ok((ended, rows.into_iter().map(|(member, _)| member).collect()))
+    }
+
+    /// Everything of the queue leaves this Redis.
+    ///
+    /// # Errors
+    /// [`ScriptError`].
+    pub async fn remove(&self) -> Result<(), ScriptError> {
+        redis::cmd("UNLINK")
+            .arg(&self.keys[..])
+            .query_async::<i64>(&mut self.redis())
+            .await?;
+        Ok(())
     }
 
     /// These are in Postgres now.
