@@ -198,6 +198,7 @@ impl Apart {
             name,
             listen: Some(listen),
             further: true,
+            own: Vec::new(),
             process: None,
         });
         self.start_role(self.roles.len() - 1);
