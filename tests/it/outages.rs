@@ -241,13 +241,15 @@ const TABLES: &str = "
       and table_schema in ('users', 'performances', 'queue', 'reservations', 'payments', 'stripe_sandbox')
     order by 1";
 
+/// One change for each table: every rewrite of a table is written to the disk at its commit.
 const INTEGERS: &str = "
-    select format('%I.%I', table_schema, table_name), quote_ident(column_name)
+    select format('alter table %I.%I ', table_schema, table_name)
+        || string_agg(format('alter column %I type bigint', column_name), ', ')
     from information_schema.columns join information_schema.tables using (table_schema, table_name)
     where table_type = 'BASE TABLE' and table_name <> '_sqlx_migrations' and is_identity = 'NO'
       and data_type in ('integer', 'smallint')
       and table_schema in ('users', 'performances', 'queue', 'reservations', 'payments')
-    order by 1, 2";
+    group by table_schema, table_name order by 1";
 
 /// Columns whose type can change without a new version of ours: no statement foresees it, so each
 /// connection meets the change once.
@@ -265,19 +267,17 @@ async fn change_everything(url: &str, running: &AtomicBool) -> u32 {
         .fetch_all(&mut conn)
         .await
         .unwrap();
-    let integers: Vec<(String, String)> =
-        sqlx::query_as(INTEGERS).fetch_all(&mut conn).await.unwrap();
+    let integers: Vec<String> = sqlx::query_scalar(INTEGERS)
+        .fetch_all(&mut conn)
+        .await
+        .unwrap();
     let mut changes: Vec<String> = Vec::new();
     changes.extend(
         tables
             .iter()
             .map(|t| format!("alter table {t} add column added_later text default 'x'")),
     );
-    changes.extend(
-        integers
-            .iter()
-            .map(|(t, c)| format!("alter table {t} alter column {c} type bigint")),
-    );
+    changes.extend(integers);
     changes.extend(
         TEXTS
             .iter()
@@ -303,7 +303,11 @@ async fn change_everything(url: &str, running: &AtomicBool) -> u32 {
                     break;
                 }
                 Err(sqlx::Error::Database(e))
-                    if matches!(e.code().as_deref(), Some("55P03" | "40P01")) => {}
+                    if matches!(e.code().as_deref(), Some("55P03" | "40P01")) =>
+                {
+                    // A change that waits makes everybody wait behind it: it gives way in between.
+                    tokio::time::sleep(Duration::from_millis(250)).await;
+                }
                 Err(error) => panic!("{change}: {error}"),
             }
         }
@@ -323,7 +327,7 @@ async fn every_table_changes_while_a_sale_runs() {
     let met = walk_all(&server, |nth| Duration::from_millis(250 * nth as u64)).await;
     running.store(false, Ordering::SeqCst);
     let made = changing.await.unwrap();
-    assert!(made > 60, "{made} changes");
+    assert!(made > 50, "{made} changes");
     for one in &met {
         // Where the machine is too busy for the locks that the changes take, a buyer may wait in
         // vain for a connection; a statement that does not fit its table is never seen.
@@ -372,7 +376,10 @@ async fn postgres_killed_makes_nobody_give_up() {
         );
         // The takeover counts from the death of the request's last heartbeat.
         assert!(one.in_progress < Duration::from_secs(7), "{one:?}");
-        let wrong = one.errors.keys().find(|what| what.contains("500 "));
+        let wrong = one
+            .errors
+            .keys()
+            .find(|what| what.contains("/api/") && what.contains(": 500"));
         assert!(wrong.is_none(), "{one:?}");
     }
     audited(&server).await;
