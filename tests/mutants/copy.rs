@@ -201,12 +201,19 @@ fn list(root: &Path, dir: &Path, into: &mut BTreeMap<PathBuf, ()>) {
 /// new files. Where that is not possible they are built again, which only takes longer.
 fn borrow_dependencies(deps: &Path, to: &Path) {
     let from = deps.parent().unwrap();
-    if to.join("deps").exists() || fs::create_dir_all(to).is_err() {
+    // Written last: without it the borrowing was cut off, and begins anew.
+    let whole = to.join(".borrowed");
+    if whole.exists() {
         return;
     }
+    if to.exists() {
+        fs::remove_dir_all(to).unwrap();
+    }
+    fs::create_dir_all(to).unwrap();
     for part in ["deps", "build", ".fingerprint"] {
         link(&from.join(part), &to.join(part));
     }
+    fs::write(whole, "").unwrap();
 }
 
 fn link(from: &Path, to: &Path) {

@@ -178,7 +178,9 @@ impl Scan<'_> {
             // What is pending counts as refunded there, and not here.
             back = self.given_back(&intent.id).await?;
         }
-        if intent.captured == captured && back == paid.refunded && back <= captured {
+        // What a payment that is not paid has taken must be back, or on its way.
+        let kept = paid.state != "SUCCEEDED" && captured > back.max(intent.refunded);
+        if intent.captured == captured && back == paid.refunded && back <= captured && !kept {
             return Ok(None);
         }
         Ok(Some(format!(

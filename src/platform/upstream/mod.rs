@@ -100,6 +100,8 @@ pub enum UpstreamError {
         path: String,
         /// What went wrong.
         cause: String,
+        /// It is larger than any request to a role.
+        too_large: bool,
     },
     /// It answered with another status than 2xx.
     #[error("{path} answered {status}: {body}")]
@@ -178,7 +180,11 @@ impl Upstream {
                 }
             }
             Target::Remote(remote) => remote.call(request).await.map_err(|failed| match failed {
-                Failed::Body(cause) => UpstreamError::Body { path, cause },
+                Failed::Body { cause, too_large } => UpstreamError::Body {
+                    path,
+                    cause,
+                    too_large,
+                },
                 Failed::Unreachable(cause) => UpstreamError::Unreachable { path, cause },
             }),
         }

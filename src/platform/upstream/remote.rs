@@ -86,7 +86,7 @@ pub(super) struct Remote {
 /// Why there is no answer.
 pub(super) enum Failed {
     /// The caller's own body could not be read.
-    Body(String),
+    Body { cause: String, too_large: bool },
     /// No instance has answered.
     Unreachable(String),
 }
@@ -96,6 +96,18 @@ enum Try {
     NotSent(String),
     Broken(String),
     TimedOut,
+}
+
+/// Was reading it ended by [`REQUEST_BODY_MAX`]?
+fn is_too_large(error: &axum::Error) -> bool {
+    let mut cause: Option<&dyn std::error::Error> = Some(error);
+    while let Some(error) = cause {
+        if error.is::<http_body_util::LengthLimitError>() {
+            return true;
+        }
+        cause = error.source();
+    }
+    false
 }
 
 fn pool() -> Pool {
@@ -142,7 +154,10 @@ impl Remote {
         let (head, body) = request.into_parts();
         let body = axum::body::to_bytes(body, REQUEST_BODY_MAX)
             .await
-            .map_err(|error| Failed::Body(chain(&error)))?;
+            .map_err(|error| Failed::Body {
+                cause: chain(&error),
+                too_large: is_too_large(&error),
+            })?;
         let repeatable = matches!(head.method, Method::GET | Method::HEAD)
             || head.headers.contains_key(IDEMPOTENCY_KEY);
         let deadline = tokio::time::Instant::now() + CALL_MAX;

@@ -72,9 +72,17 @@ async fn pass_on(Axum(state): Axum<State>, mut request: Request) -> Response {
     }
     match upstream.call(request).await {
         Ok(response) => event_stream::until(response, &state.draining),
+        Err(UpstreamError::Body {
+            too_large: true, ..
+        }) => Problem::new(
+            StatusCode::PAYLOAD_TOO_LARGE,
+            "BODY_TOO_LARGE",
+            "The request body is larger than this path takes.",
+        )
+        .into_response(),
         Err(error @ UpstreamError::Body { .. }) => {
             tracing::debug!(%error, "a request was not passed on");
-            let detail = "The request body broke off, or is larger than this path takes.";
+            let detail = "The request body broke off.";
             Problem::new(StatusCode::BAD_REQUEST, "BODY_UNREADABLE", detail).into_response()
         }
         Err(error) => Problem::unavailable(error).into_response(),

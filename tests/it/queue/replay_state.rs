@@ -235,6 +235,6 @@ pub async fn catches<S: Strategy<Value = Plan> + 'static>(plans: fn() -> S, muta
         text.replace(from, to)
     });
     assert!(found.get(), "the defect \"{what}\" has nothing to replace");
-    let caught = check(plans, scripts, 300, 0).await;
+    let caught = check(plans, scripts, 1_500, 0).await;
     assert!(caught.is_err(), "not caught: {what}");
 }
