@@ -184,7 +184,7 @@ async fn without_webhooks_payments_refunds_and_disputes_are_found_and_their_abse
 /// A stranger's webhooks are no alarm; those that Stripe knows of are.
 #[tokio::test(flavor = "multi_thread")]
 async fn refused_signatures_are_an_alarm_only_where_stripe_knows_the_event() {
-    let server = Server::open("3", "60s", &[QUICK]).await;
+    let server = Server::open("2", "60s", &[QUICK]).await;
     sold(&server, &server.sale.buyers[0], "pm_card_visa").await;
     let (kind, object) = (json!("payment_intent.succeeded"), json!({"id": "pi_x"}));
     for n in 0..30 {
@@ -205,13 +205,30 @@ async fn refused_signatures_are_an_alarm_only_where_stripe_knows_the_event() {
     assert!(detail.contains("no signature matches"), "{detail}");
     assert!(forged.amount > 0);
     server.faults("").await;
-    sold(&server, &server.sale.buyers[2], "pm_card_visa").await;
+    // The sandbox repeats what it forged, now and then, and each of those counts as refused again:
+    // genuine events of the same types keep coming, as they do where the secret was mended.
+    let mut books = PgConnection::connect(&server.database_url()).await.unwrap();
+    let mended = server.webhook_secret();
+    let mut sent = 0;
     eventually("the alarm is closed", async || {
+        let kinds: Vec<String> = sqlx::query_scalar(
+            "select distinct e.type from payments.webhook_events e
+             join payments.webhook_refusals r on r.id = e.id",
+        )
+        .fetch_all(&mut books)
+        .await
+        .unwrap();
+        for kind in kinds {
+            sent += 1;
+            let body = event(&json!(format!("evt_mended_{sent}")), &json!(kind), &object);
+            signed(&server, &mended, body).await.expect(200);
+        }
         open_alarms(&server, "WEBHOOK_SIGNATURES_FAIL")
             .await
             .is_empty()
     })
     .await;
+    assert!(sent > 0, "nothing was refused");
 }
 
 /// Events of one intent in every order and of odd versions end where the intent is.
