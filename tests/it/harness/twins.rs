@@ -4,6 +4,7 @@
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
+use sqlx::{Connection, PgConnection};
 use ticketping::cmd::audit;
 use ticketping::platform::secret::Secret;
 
@@ -51,6 +52,19 @@ impl Twins {
         let at = |port: u16| format!("127.0.0.1:{port}");
         let first = start(&["serve", "all", "--listen", &at(ports[7])], "first.log");
         ready(&dir, "first.log").await;
+        // A relay takes its leases just after its process is ready: the second finds all taken.
+        let mut conn = PgConnection::connect(&stores.database_url).await.unwrap();
+        harness::eventually("the first instance holds every relay's lease", async || {
+            let held: i64 = sqlx::query_scalar(
+                "select (select count(*) from payments.leases where name like 'outbox%')
+                      + (select count(*) from reservations.leases where name like 'outbox%')",
+            )
+            .fetch_one(&mut conn)
+            .await
+            .unwrap();
+            held == 16
+        })
+        .await;
         let second = start(&["serve", "all", "--listen", &at(ports[5])], "second.log");
         ready(&dir, "second.log").await;
         let url = |port: u16| Http::new(&format!("http://{}", at(port)));
