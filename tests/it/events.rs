@@ -441,7 +441,7 @@ async fn a_commit_elsewhere_wakes_the_relay() {
     }
     waits.sort();
     assert!(
-        waits[2] < Duration::from_millis(250),
+        waits[1] < Duration::from_millis(500),
         "the slow poll delivered them: {waits:?}"
     );
     assert!(elsewhere.stop(Duration::from_secs(10)).await);
@@ -468,7 +468,8 @@ async fn delivery_is_woken_and_not_polled() {
         waits.push(begun.elapsed());
     }
     waits.sort();
-    assert!(waits[10] < Duration::from_millis(100), "{waits:?}");
+    // The slow poll would take a second for each.
+    assert!(waits[5] < Duration::from_millis(300), "{waits:?}");
 }
 
 /// The relay's connection is cut, again and again: nothing is lost, nothing doubled.

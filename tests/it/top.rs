@@ -77,7 +77,7 @@ impl Terminal {
                 return screen;
             }
             assert!(
-                begun.elapsed() < Duration::from_secs(20),
+                begun.elapsed() < Duration::from_secs(60),
                 "never {words:?} in:\n{screen}"
             );
             tokio::time::sleep(Duration::from_millis(50)).await;

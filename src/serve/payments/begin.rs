@@ -82,12 +82,18 @@ impl Payments {
         if new.amount == 0 {
             return self.begin_free(&new).await;
         }
+        self.once(order_id, || self.note_and_make(&new)).await
+    }
+
+    /// Only the caller that does the work for all of this instance notes the attempt: the lease of
+    /// a caller that then waited for another one would keep everybody waiting until it ended.
+    async fn note_and_make(&self, new: &NewPayment) -> Result<Payment, Error> {
         crate::failpoint!("payments.before_attempt_commit");
-        let (payment, mine) = store::note_attempt(&mut *self.pool.acquire().await?, &new).await?;
+        let (payment, mine) = store::note_attempt(&mut *self.pool.acquire().await?, new).await?;
         crate::failpoint!("payments.after_attempt_commit");
         match payment.state() {
             PaymentState::Cancelled => Err(closed(&payment)),
-            PaymentState::Creating => self.make_intent_once(&payment, mine).await,
+            PaymentState::Creating => self.make_intent_leased(&payment, mine).await,
             PaymentState::RequiresPayment
             | PaymentState::Failed
             | PaymentState::Processing
@@ -129,23 +135,31 @@ impl Payments {
         )
     }
 
-    /// Makes the intent of the noted attempt, or waits for what another caller makes, in this
-    /// instance or in another: two clicks on Pay have one answer. `mine`: the lease is ours already.
-    pub(super) async fn make_intent_once(
+    /// Makes the intent of an attempt noted earlier, or waits for what another caller makes.
+    pub(super) async fn make_noted_intent(&self, payment: &Payment) -> Result<Payment, Error> {
+        let work = || self.make_intent_leased(payment, false);
+        self.once(payment.order_id, work).await
+    }
+
+    /// The callers of this instance that want the payment of one order at the same moment share the
+    /// work: two clicks on Pay have one answer.
+    async fn once<Fut: Future<Output = Result<Payment, Error>>>(
         &self,
-        payment: &Payment,
-        mine: bool,
+        order_id: Uuid,
+        work: impl FnOnce() -> Fut,
     ) -> Result<Payment, Error> {
         let work = || async {
-            let made = self.make_intent_leased(payment, mine).await;
+            let made = work().await;
             made.map_err(|error| Arc::new(Mutex::new(Some(error))))
         };
-        match self.creates.run(payment.id, work).await {
+        match self.creates.run(order_id, work).await {
             Ok(payment) => Ok(payment),
             Err(shared) => Err(error_of(&shared)),
         }
     }
 
+    /// Makes the intent, or waits for what another instance makes. `mine`: the lease is the
+    /// caller's already.
     async fn make_intent_leased(&self, payment: &Payment, mine: bool) -> Result<Payment, Error> {
         let until = Instant::now() + CREATE_WAIT_MAX;
         let mut mine = mine;

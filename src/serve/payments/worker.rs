@@ -282,7 +282,7 @@ impl Payments {
         }
         match payment.state() {
             PaymentState::Creating if expired_key(payment) => self.give_up_attempt(payment).await,
-            PaymentState::Creating => match self.make_intent_once(payment, false).await {
+            PaymentState::Creating => match self.make_noted_intent(payment).await {
                 Ok(_) | Err(Error::HoldExpired | Error::ProviderRefused(_)) => Ok(()),
                 Err(error) => Err(error),
             },

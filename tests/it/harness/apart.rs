@@ -219,7 +219,7 @@ impl Apart {
             let mut missing = (self.roles.iter()).filter(|role| !log(role).contains("serving"));
             let Some(role) = missing.next() else { return };
             assert!(
-                begun.elapsed().as_secs() < 60,
+                begun.elapsed().as_secs() < 120,
                 "{} never served:\n{}",
                 role.name,
                 log(role)
@@ -246,11 +246,12 @@ impl Drop for Apart {
         if !std::thread::panicking() {
             return;
         }
-        for role in ROLES.iter().chain(&[SANDBOX]) {
-            let text = std::fs::read_to_string(self.dir.join(format!("{role}.log")));
+        for role in &self.roles {
+            let name = role.log_name();
+            let text = std::fs::read_to_string(self.dir.join(format!("{name}.log")));
             let text = text.unwrap_or_default();
             let lines: Vec<&str> = text.lines().rev().take(30).collect();
-            println!("== {role}");
+            println!("== {name}");
             lines.iter().rev().for_each(|line| println!("{line}"));
         }
     }

@@ -11,7 +11,7 @@ use hyper_util::{
 use serde_json::Value;
 
 /// How long a condition may take before the test says it never came.
-const PATIENCE: Duration = Duration::from_secs(30);
+const PATIENCE: Duration = Duration::from_secs(60);
 
 #[derive(Clone)]
 pub struct Http {
@@ -123,6 +123,36 @@ impl Http {
     pub async fn delete(&self, path: &str, headers: &[(&str, &str)]) -> Reply {
         self.send(Method::DELETE, path, headers, Body::empty())
             .await
+    }
+
+    /// The same as clients of the contract ask: 503 is asked again after its `Retry-After`. For the
+    /// steps that a test is not about; what is asked must bear to be asked twice.
+    pub async fn ask(
+        &self,
+        method: Method,
+        path: &str,
+        headers: &[(&str, &str)],
+        body: &Value,
+    ) -> Reply {
+        let mut all = headers.to_vec();
+        all.push(("content-type", "application/json"));
+        let body = if body.is_null() {
+            String::new()
+        } else {
+            body.to_string()
+        };
+        let begun = std::time::Instant::now();
+        loop {
+            let reply = self.send(method.clone(), path, &all, body.clone()).await;
+            let busy = reply.status == StatusCode::SERVICE_UNAVAILABLE
+                || reply.body["code"] == "IDEMPOTENCY_IN_PROGRESS";
+            if !busy || begun.elapsed() > PATIENCE {
+                return reply;
+            }
+            let after = reply.headers.get("retry-after");
+            let after = after.and_then(|after| after.to_str().ok()?.parse().ok());
+            tokio::time::sleep(Duration::from_secs(after.unwrap_or(1))).await;
+        }
     }
 
     /// Asks `path` until `done` says so.

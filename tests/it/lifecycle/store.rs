@@ -45,7 +45,7 @@ async fn a_store_that_is_away_makes_no_process_unready() {
         let begun = std::time::Instant::now();
         server.ops.get("/readyz", &[]).await.expect(200);
         assert!(
-            begun.elapsed() < Duration::from_secs(1),
+            begun.elapsed() < Duration::from_secs(4),
             "a probe waits for no store"
         );
         tokio::time::sleep(Duration::from_millis(50)).await;

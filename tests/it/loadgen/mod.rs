@@ -359,7 +359,7 @@ async fn a_target_that_is_down_or_no_ticketping_is_told_quickly() {
         format!("{other:#}").contains("not as Ticketping does"),
         "{other:#}"
     );
-    assert!(begun.elapsed() < Duration::from_secs(5));
+    assert!(begun.elapsed() < Duration::from_secs(20));
 }
 
 /// From the moment that nothing is answered any more.
@@ -371,7 +371,7 @@ async fn a_target_that_falls_silent_ends_the_run() {
     let ran = desk
         .run("poll --users 20 --poll-every 200ms --duration 60s --give-up-after 2s --no-audit")
         .await;
-    assert!(begun.elapsed() < Duration::from_secs(15));
+    assert!(begun.elapsed() < Duration::from_secs(30));
     assert_eq!(
         (ran.code, ran.report["ending"].as_str()),
         (1, Some("gaveUp"))
@@ -410,12 +410,12 @@ async fn ctrl_c_ends_with_a_report() {
         .unwrap();
     let waited = Instant::now();
     while office.count("poll") < 50 {
-        assert!(waited.elapsed() < Duration::from_secs(20), "no polls");
+        assert!(waited.elapsed() < Duration::from_secs(60), "no polls");
         tokio::time::sleep(Duration::from_millis(50)).await;
     }
     let pid = nix::unistd::Pid::from_raw(i32::try_from(child.id().unwrap()).unwrap());
     nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGINT).unwrap();
-    let status = tokio::time::timeout(Duration::from_secs(12), child.wait())
+    let status = tokio::time::timeout(Duration::from_secs(40), child.wait())
         .await
         .unwrap()
         .unwrap();

@@ -110,16 +110,21 @@ async fn refunds_made_at_stripe_are_followed_to_their_end() {
         })
         .await;
     assert_eq!(order["status"], "CONFIRMED");
-    assert_eq!(order["refunds"][0]["amount"], 1_000);
+    // Stripe tells seconds: the order of two within one is not known.
+    let first = order["refunds"][0]["amount"].as_i64().unwrap();
+    assert!([1_000, 2_000].contains(&first), "{order}");
     // The buyer gives it up: the rest goes back, and no more.
     parts.cancel().await.expect(200);
     parts
         .until_payment(|payment| payment["refundedAmount"] == parts.amount)
         .await;
-    let order = parts
-        .until_order(|order| order["refunds"][2]["status"] == "SUCCEEDED")
+    let rest = parts.amount - 3_000;
+    parts
+        .until_order(|order| {
+            let refunds = order["refunds"].as_array().unwrap();
+            (refunds.iter()).any(|one| one["amount"] == rest && one["status"] == "SUCCEEDED")
+        })
         .await;
-    assert_eq!(order["refunds"][2]["amount"], parts.amount - 3_000);
     parts.until_no_alarm("REFUNDED_AT_STRIPE").await;
 
     // The whole of it, which fails after the order was closed by it.
@@ -131,14 +136,12 @@ async fn refunds_made_at_stripe_are_followed_to_their_end() {
     let order = whole
         .until_order(|order| {
             let refunds = order["refunds"].as_array().cloned().unwrap_or_default();
-            let is = |at: usize, status: &str| {
-                refunds.get(at).is_some_and(|one| one["status"] == status)
-            };
-            is(0, "FAILED") && is(1, "SUCCEEDED")
+            let is = |status: &str| refunds.iter().any(|one| one["status"] == status);
+            let again = (refunds.iter()).any(|one| one["reason"] == "REFUND_FAILED");
+            is("FAILED") && is("SUCCEEDED") && again
         })
         .await;
     assert_eq!(order["status"], "REFUNDED");
-    assert_eq!(order["refunds"][1]["reason"], "REFUND_FAILED");
     whole
         .until_payment(|payment| payment["refundedAmount"] == whole.amount)
         .await;

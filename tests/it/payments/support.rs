@@ -73,7 +73,7 @@ impl Sold<'_> {
             if let Some(id) = list.body["data"][0]["id"].as_str() {
                 return id.to_owned();
             }
-            assert!(begun.elapsed().as_secs() < 20, "no dispute");
+            assert!(begun.elapsed().as_secs() < 60, "no dispute");
             tokio::time::sleep(std::time::Duration::from_millis(50)).await;
         }
     }
@@ -177,7 +177,7 @@ pub async fn resolved(server: &Server, id: &str) -> Reply {
 pub async fn until_refunds(server: &Server, intent: &str, count: usize) {
     let begun = std::time::Instant::now();
     while server.refunds(intent).await.len() < count {
-        assert!(begun.elapsed().as_secs() < 20, "no {count} refunds");
+        assert!(begun.elapsed().as_secs() < 60, "no {count} refunds");
         tokio::time::sleep(std::time::Duration::from_millis(50)).await;
     }
 }

@@ -301,7 +301,7 @@ async fn restarts_that_lost_nothing_stop_nothing() {
         .await;
         let took = begun.elapsed();
         assert!(
-            came.is_some() && took < Duration::from_millis(2_500),
+            came.is_some() && took < Duration::from_secs(6),
             "round {round}: {took:?} {place}"
         );
         assert_eq!(number(&place), round + 1);
