@@ -158,7 +158,9 @@ async fn add_performances(build: &mut Build) -> Result<(), Failure> {
         .subscriptions
         .extend(performances::subscriptions(&state));
     build.watches.push(state.events().clone());
+    performances::tasks(&state, &build.tasks);
     let (router, _) = split(performances::router(state.clone()));
+    let router = router.merge(build.alarms(state.alarms()));
     let ready = check(&state, |s| async move { performances::ready(&s).await });
     build.add(RoleName::Performances, router, ready);
     Ok(())

@@ -16,7 +16,12 @@ use crate::platform::{
 };
 
 /// The roles that raise alarms.
-const RAISING: [RoleName; 3] = [RoleName::Queue, RoleName::Reservations, RoleName::Payments];
+const RAISING: [RoleName; 4] = [
+    RoleName::Performances,
+    RoleName::Queue,
+    RoleName::Reservations,
+    RoleName::Payments,
+];
 
 /// One page of alarms.
 #[derive(Clone, Debug, Serialize, ToSchema)]

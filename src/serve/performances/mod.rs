@@ -12,21 +12,27 @@ mod http;
 mod overview;
 mod store;
 
+use std::time::Duration;
+
 use axum::extract::FromRef;
 use sqlx::PgPool;
 
 use self::board::Board;
 pub use self::http::{router, routes};
 use crate::platform::{
+    alarms::{self, Alarms},
     auth::InternalSecret,
     events::{Subscription, Watch},
+    tasks::Tasks,
 };
 
 /// The schema of this role.
 pub const SCHEMA: &str = "performances";
 /// Its migrations.
-pub static MIGRATOR: crate::platform::db::Migrations =
-    crate::migrations!("performances": "0001_performances", "0002_leases", "0003_sales_end");
+pub static MIGRATOR: crate::platform::db::Migrations = crate::migrations!("performances": "0001_performances", "0002_leases", "0003_sales_end", "0012_alarms");
+
+/// How often messages that were put aside are looked for.
+const WATCH_EVERY: Duration = Duration::from_secs(15);
 
 /// The state of this role. Cheap to clone.
 #[derive(Clone)]
@@ -35,6 +41,7 @@ pub struct Performances {
     board: Board,
     secret: InternalSecret,
     events: Watch,
+    alarms: Alarms,
 }
 
 impl FromRef<Performances> for InternalSecret {
@@ -47,6 +54,7 @@ impl Performances {
     /// The role on `pool` (schema [`SCHEMA`], migrated).
     pub fn new(pool: PgPool, secret: InternalSecret) -> Self {
         Self {
+            alarms: Alarms::new(SCHEMA, pool.clone()),
             pool,
             board: Board::default(),
             secret,
@@ -58,6 +66,28 @@ impl Performances {
     pub fn events(&self) -> &Watch {
         &self.events
     }
+
+    /// What needs a person.
+    pub fn alarms(&self) -> &Alarms {
+        &self.alarms
+    }
+}
+
+/// What this role does by itself.
+pub fn tasks(state: &Performances, tasks: &Tasks) {
+    let state = state.clone();
+    tasks.every("performances.watch-events", WATCH_EVERY, move || {
+        let state = state.clone();
+        async move {
+            let watched = async {
+                let mut conn = state.pool.acquire().await?;
+                alarms::watch_dead_letters(&mut conn).await
+            };
+            if let Err(error) = watched.await {
+                tracing::warn!(%error, "messages put aside are not known now; looking again");
+            }
+        }
+    });
 }
 
 /// What this role listens to.

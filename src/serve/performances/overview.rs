@@ -43,5 +43,6 @@ pub(super) async fn overview(
         });
     }
     state.events.add_to(&mut slice, super::SCHEMA);
+    state.alarms.add_to(&mut slice);
     Ok(Json(slice))
 }
