@@ -103,7 +103,7 @@ async fn a_rush_stays_within_the_limits_with_one_create_and_no_read_a_sale() {
 /// Creates wait: an operator hears of it and which admission rate would help, until it is over.
 #[tokio::test(flavor = "multi_thread")]
 async fn creates_that_wait_are_an_alarm_with_an_admission_rate() {
-    let server = Server::open("5", "60s", &[("TICKETPING_STRIPE_RATE", "2")]).await;
+    let server = Server::open("14", "60s", &[("TICKETPING_STRIPE_RATE", "2")]).await;
     let orders = join_all(server.sale.buyers.iter().map(|buyer| server.hold(buyer))).await;
     let begin = |(buyer, order): (_, &crate::harness::client::Reply)| {
         let id = order.str("id");
