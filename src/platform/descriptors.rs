@@ -33,21 +33,23 @@ pub fn raise() -> usize {
 }
 
 /// How many of `wanted` connections `limit` descriptors allow, where each takes `each` of them
-/// and `reserve` are needed otherwise. Warns when they are fewer.
+/// and `reserve` are needed otherwise.
 pub fn clamp(wanted: usize, limit: usize, reserve: usize, each: usize) -> usize {
     // A tiny limit is shared: neither side can do without.
     let reserve = reserve.min(limit / 2);
     let left = limit - reserve;
     let fit = (left / each).max(1);
-    if fit < wanted {
-        tracing::warn!(
-            connections.max = fit,
-            connections.wanted = wanted,
-            files.limit = limit,
-            "--max-connections is lowered from {wanted} to {fit}: the limit on open files is {limit}, and {reserve} are kept for stores and operations; raise it (ulimit -n, LimitNOFILE=)",
-        );
-    }
     wanted.min(fit)
+}
+
+/// Warns that only `max` connections fit where somebody expects `wanted`.
+pub fn say_few(wanted: usize, max: usize, limit: usize, reserve: usize) {
+    tracing::warn!(
+        connections.max = max,
+        connections.wanted = wanted,
+        files.limit = limit,
+        "at most {max} connections fit, and not {wanted} (--max-connections): the limit on open files is {limit}, and {reserve} are kept for stores and operations; raise it (ulimit -n, LimitNOFILE=)",
+    );
 }
 
 /// Descriptors held back for a listener that must always answer.

@@ -163,7 +163,7 @@ fn respond(status: StatusCode, body: Bytes) -> Response {
     let kind = if status.is_success() {
         "application/json"
     } else {
-        "application/problem+json"
+        super::problem::PROBLEM_JSON
     };
     let mut response = (status, body).into_response();
     let headers = response.headers_mut();

@@ -40,6 +40,9 @@ pub struct Problem {
     failed: Option<Failed>,
 }
 
+/// The media type of every error (RFC 9457).
+pub const PROBLEM_JSON: &str = "application/problem+json";
+
 /// The body of every error, for the OpenAPI document.
 #[derive(Serialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
@@ -183,10 +186,7 @@ impl Problem {
     pub fn response(&self, request_id: Option<&str>) -> Response {
         let mut response = (self.status, self.body(request_id)).into_response();
         let headers = response.headers_mut();
-        headers.insert(
-            header::CONTENT_TYPE,
-            HeaderValue::from_static("application/problem+json"),
-        );
+        headers.insert(header::CONTENT_TYPE, HeaderValue::from_static(PROBLEM_JSON));
         headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
         if let Some(seconds) = self.retry_after_s {
             headers.insert(header::RETRY_AFTER, HeaderValue::from(seconds));

@@ -149,17 +149,17 @@ pub struct ProcessArgs {
 #[derive(Clone, Debug, clap::Args)]
 #[command(next_help_heading = "Connections")]
 pub struct HttpArgs {
-    /// Open connections at most; lowered to what the limit on open files allows. Above three
-    /// quarters of it, addresses with more than their share give way to others, but for
+    /// Open connections at most; lowered, with a warning, to what the limit on open files allows. Above
+    /// three quarters of it, addresses with more than their share give way to others, but for
     /// --trusted-proxies
+    /// [default: what the limit on open files allows, at most 100000]
     #[arg(
         long,
         env = "TICKETPING_MAX_CONNECTIONS",
         value_name = "N",
-        default_value_t = 100_000,
         value_parser = connections
     )]
-    pub max_connections: usize,
+    pub max_connections: Option<usize>,
     /// Time from a request's first byte to the end of its headers; later is 408
     #[arg(long, env = "TICKETPING_HEAD_TIMEOUT", value_name = "DURATION", default_value = "15s", value_parser = timeout)]
     pub head_timeout: Duration,
@@ -184,7 +184,9 @@ impl HttpArgs {
     /// The same, as the listener takes them.
     pub fn limits(&self) -> edge::Limits {
         edge::Limits {
-            connections_max: self.max_connections,
+            connections_max: self
+                .max_connections
+                .unwrap_or(edge::Limits::default().connections_max),
             head: self.head_timeout,
             body: self.body_timeout,
             idle: self.idle_timeout,

@@ -23,6 +23,9 @@ const SANDBOX_CONNECTIONS: usize = 512;
 /// files, and the runtime itself.
 const FILES_OF_PROCESS: usize = 256;
 
+/// Where nobody has asked for a number, fewer than this are worth a warning: a small sale has more.
+const FEW_CONNECTIONS: usize = 5_000;
+
 /// Limits and options of the listeners of a process.
 pub(super) struct Bounds {
     pub(super) http: (Limits, Options),
@@ -64,6 +67,10 @@ impl Bounds {
         }
         limits.connections_max =
             descriptors::clamp(limits.connections_max, files_max, reserve, each);
+        let worth_saying = args.http.max_connections.unwrap_or(FEW_CONNECTIONS);
+        if limits.connections_max < worth_saying {
+            descriptors::say_few(worth_saying, limits.connections_max, files_max, reserve);
+        }
         let http = Options {
             tls: Tls::load(&args.tls).map_err(Failure::Usage)?,
             trusted_proxies: args.users.trusted_proxies.clone(),

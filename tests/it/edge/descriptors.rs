@@ -63,7 +63,7 @@ async fn operations_answer_when_no_descriptor_is_left() {
     assert_eq!(files.split_whitespace().nth(3), Some("1500"), "{files}");
     let said = std::fs::read_to_string(&log).unwrap();
     assert!(
-        said.contains("--max-connections is lowered from 100000 to 750"),
+        said.contains("at most 750 connections fit, and not 5000 (--max-connections)"),
         "{said}"
     );
     // All connections in use: those who run the service still see it.

@@ -124,8 +124,8 @@ fn pid(server: &Server) -> i32 {
 async fn assert_no_server_error(server: &Server) {
     let text = server.ops.get("/metrics", &[]).await.expect(200).text;
     let failed = text.lines().filter(|line| line.contains("status=\"5"));
-    let failed = failed
-        .filter(|line| !(line.contains("method=\"GET\"") && line.contains("status=\"503\"")));
+    let failed =
+        failed.filter(|line| !(line.contains("method=\"GET\"") && line.contains("status=\"503\"")));
     let failed: Vec<_> = failed.collect();
     assert!(failed.is_empty(), "{failed:?}\n{}", server.log());
 }

@@ -467,6 +467,7 @@ async fn unknown_things(sale: &Sale, auth: &str) {
         .expect(200);
     assert!(page.text.contains("<html") && page.headers["x-request-id"] == "my-own.id");
     let document = api.get("/openapi.json", &[]).await.expect(200);
+    every_operation_names_its_errors(&document.body);
     for path in [
         "/api/v1/orders",
         "/api/v1/queues/{performanceId}/tokens",
@@ -477,4 +478,37 @@ async fn unknown_things(sale: &Sale, auth: &str) {
             "{path} is not described"
         );
     }
+}
+
+/// Each operation says what the listener may answer to it, and every error is a problem.
+fn every_operation_names_its_errors(document: &Value) {
+    let mut operations = 0;
+    let of = document["paths"].as_object().unwrap().iter();
+    for (path, method, operation) in of.flat_map(|(path, item)| {
+        let methods = item.as_object().unwrap().iter();
+        methods
+            .filter(|(method, _)| ["get", "put", "post", "delete", "patch"].contains(&&***method))
+            .map(move |(method, operation)| (path, method, operation))
+    }) {
+        operations += 1;
+        let responses = operation["responses"].as_object().unwrap();
+        let bodies = ["413", "415"].into_iter();
+        let bodies = bodies.filter(|_| operation.get("requestBody").is_some());
+        for status in bodies.chain(["400", "408", "414", "431"]) {
+            assert!(responses.contains_key(status), "{method} {path}: {status}");
+        }
+        let errors = responses.iter().filter(|(status, _)| ***status >= *"400");
+        for (status, response) in errors {
+            let Some(content) = response["content"].as_object() else {
+                continue;
+            };
+            let types: Vec<_> = content.keys().collect();
+            assert_eq!(
+                types,
+                ["application/problem+json"],
+                "{method} {path}: {status}"
+            );
+        }
+    }
+    assert!(operations > 20, "{operations}");
 }
