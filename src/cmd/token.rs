@@ -27,8 +27,8 @@ pub struct Args {
     /// Whose token it is: a user's id [default: a random one]
     #[arg(long, value_name = "UUID")]
     user: Option<Uuid>,
-    /// How long it is valid
-    #[arg(long, value_name = "DURATION", default_value = "15m", value_parser = humantime::parse_duration)]
+    /// How long it is valid, from 1s to 1year
+    #[arg(long, value_name = "DURATION", default_value = "15m", value_parser = ttl)]
     ttl: Duration,
     /// Whose key signs, where none is given
     #[arg(
@@ -40,6 +40,17 @@ pub struct Args {
     data_dir: PathBuf,
     #[command(flatten)]
     secrets: SecretArgs,
+}
+
+/// A second to a year: a token that has expired as it is made, or outlives every key, is a slip of the hand.
+pub(super) fn ttl(text: &str) -> Result<Duration, String> {
+    const MAX: Duration = Duration::from_secs(366 * 86_400);
+    let ttl = humantime::parse_duration(text).map_err(|e| e.to_string())?;
+    if (Duration::from_secs(1)..=MAX).contains(&ttl) {
+        Ok(ttl)
+    } else {
+        Err("must be from 1s to 1year, such as 12h".to_owned())
+    }
 }
 
 /// Prints the token on stdout.

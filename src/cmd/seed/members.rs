@@ -4,8 +4,9 @@ use std::{
     collections::HashSet,
     fs,
     io::{self, BufWriter, Write},
-    os::unix::fs::OpenOptionsExt,
+    os::unix::fs::{MetadataExt, OpenOptionsExt},
     path::Path,
+    sync::atomic::{AtomicBool, Ordering},
     time::Duration,
 };
 
@@ -115,16 +116,16 @@ impl Members {
     /// file is its owner's alone, and there only once it is whole.
     ///
     /// # Errors
-    /// When the file cannot be written.
+    /// When the file cannot be written, or `stop` was set meanwhile.
     pub fn write_tokens(
         &self,
         path: &Path,
-        signer: &Signer,
-        ttl: Duration,
+        (signer, ttl): (&Signer, Duration),
         progress: &Progress,
+        stop: &AtomicBool,
     ) -> io::Result<()> {
         let fresh = path.with_extension(format!("new.{}", std::process::id()));
-        let written = self.sign_into(&fresh, signer, ttl, progress);
+        let written = self.sign_into(&fresh, (signer, ttl), progress, stop);
         match written.and_then(|()| fs::rename(&fresh, path)) {
             Ok(()) => Ok(()),
             Err(error) => {
@@ -137,9 +138,9 @@ impl Members {
     fn sign_into(
         &self,
         path: &Path,
-        signer: &Signer,
-        ttl: Duration,
+        (signer, ttl): (&Signer, Duration),
         progress: &Progress,
+        stop: &AtomicBool,
     ) -> io::Result<()> {
         let bar = progress.bar("tokens", self.count);
         let file = fs::OpenOptions::new()
@@ -151,6 +152,9 @@ impl Members {
         let cores = std::thread::available_parallelism().map_or(1, |n| n.get() as u64);
         let mut begin = 0;
         while begin < self.count {
+            if stop.load(Ordering::Relaxed) {
+                return Err(io::ErrorKind::Interrupted.into());
+            }
             let end = self.count.min(begin + cores * SIGNED_AT_ONCE);
             let parts: Vec<String> = std::thread::scope(|scope| {
                 let workers = (begin..end).step_by(SIGNED_AT_ONCE as usize).map(|from| {
@@ -189,13 +193,19 @@ impl Members {
     }
 }
 
-/// Copies the tokens to another file of their owner's alone. A file that is no plain one (a pipe, say) is written to
-/// as it is.
+/// Copies the tokens to another file of their owner's alone, and says whether it is another: under whatever name
+/// the same file is asked for, it stays as it is. A file that is no plain one (a pipe, say) is written to as it is.
 ///
 /// # Errors
 /// When it cannot be written.
-pub fn copy_tokens(from: &Path, to: &Path) -> io::Result<()> {
+pub fn copy_tokens(from: &Path, to: &Path) -> io::Result<bool> {
     let mut source = fs::File::open(from)?;
+    let file = |of: &fs::Metadata| (of.dev(), of.ino());
+    if let Ok(there) = fs::metadata(to)
+        && file(&there) == file(&source.metadata()?)
+    {
+        return Ok(false);
+    }
     let mut options = fs::OpenOptions::new();
     let mut target = options
         .write(true)
@@ -204,5 +214,6 @@ pub fn copy_tokens(from: &Path, to: &Path) -> io::Result<()> {
         .mode(0o600)
         .open(to)?;
     io::copy(&mut source, &mut target)?;
-    target.flush()
+    target.flush()?;
+    Ok(true)
 }

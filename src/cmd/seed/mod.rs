@@ -19,11 +19,16 @@ mod words;
 
 use std::{
     path::{Path, PathBuf},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
     time::{Duration, Instant},
 };
 
 use chrono::Utc;
 use sqlx::PgPool;
+use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use self::{
     ids::Ids,
@@ -78,8 +83,8 @@ pub struct Args {
     /// Newcomers are refused when so many wait for each seat not sold; 0 is no limit
     #[arg(long, value_name = "FACTOR", value_parser = factor, allow_negative_numbers = true)]
     queue_factor: Option<f64>,
-    /// How long the members' access tokens are valid
-    #[arg(long, value_name = "DURATION", default_value = "24h", value_parser = humantime::parse_duration)]
+    /// How long the members' access tokens are valid, from 1s to 1year
+    #[arg(long, value_name = "DURATION", default_value = "24h", value_parser = crate::cmd::token::ttl)]
     token_ttl: Duration,
     /// A copy of <data-dir>/tokens.jsonl: a line {"userId", "email", "accessToken"} for each member
     #[arg(long, value_name = "FILE")]
@@ -129,8 +134,8 @@ fn claim_ttl(text: &str) -> Result<Duration, String> {
 
 fn factor(text: &str) -> Result<f64, String> {
     match text.parse::<f64>() {
-        Ok(factor) if factor.is_finite() && factor >= 0.0 => Ok(factor),
-        _ => Err("must be a number, 0 or more".to_owned()),
+        Ok(factor) if (0.0..=1_000_000.0).contains(&factor) => Ok(factor),
+        _ => Err("must be a number, 0 or more, and at most 1000000".to_owned()),
     }
 }
 
@@ -143,6 +148,8 @@ struct Job {
     token_ttl: Duration,
     token_files: Vec<PathBuf>,
     progress: Progress,
+    /// Set when nobody wants the rest any more.
+    stop: Arc<AtomicBool>,
 }
 
 impl Args {
@@ -166,7 +173,7 @@ impl Args {
         plan::numbered(ids, calendar, numbers, given)
     }
 
-    fn job(&self) -> Result<Job, Failure> {
+    fn job(&self, stop: Arc<AtomicBool>) -> Result<Job, Failure> {
         // With named stores and no data directory here, only the copy asked for is written.
         let here = self.target.data_dir.join("tokens.jsonl");
         let wanted = self.target.database_url.is_none() || self.target.data_dir.is_dir();
@@ -196,6 +203,7 @@ impl Args {
             token_ttl: self.token_ttl,
             token_files,
             progress: Progress::Shown,
+            stop,
         })
     }
 }
@@ -215,20 +223,49 @@ pub async fn run(args: Args) -> Result<u8, Failure> {
         }
         reset::confirm(args.yes, &args.target.describe())?;
     }
+    // A signal that comes while the stores start ends them as well: it is heard as soon as they can be stopped.
+    let signals = Signals::listen()?;
     let target = args.target.open().await?;
+    let stop = Arc::new(AtomicBool::new(false));
     let outcome = tokio::select! {
-        outcome = seed(&args, &target) => outcome,
-        _ = tokio::signal::ctrl_c() => Err(Failure::Failed(
-            "interrupted; what was complete stays, nothing half does".into(),
-        )),
+        biased;
+        () = signals.first() => {
+            stop.store(true, Ordering::Relaxed);
+            Err(Failure::Failed(
+                "interrupted; what was complete stays, nothing half does".into(),
+            ))
+        }
+        outcome = seed(&args, &target, stop.clone()) => outcome,
     };
     target.close().await;
     print!("{}", outcome?.text());
     Ok(0)
 }
 
-async fn seed(args: &Args, target: &Target) -> Result<Summary, Failure> {
-    let job = args.job()?;
+/// Ctrl-C, and what a supervisor or `timeout` sends.
+struct Signals(Signal, Signal);
+
+impl Signals {
+    fn listen() -> Result<Self, Failure> {
+        let listen = |kind| {
+            signal(kind).map_err(|e| Failure::Failed(format!("cannot listen for signals: {e}")))
+        };
+        Ok(Self(
+            listen(SignalKind::interrupt())?,
+            listen(SignalKind::terminate())?,
+        ))
+    }
+
+    async fn first(mut self) {
+        tokio::select! {
+            _ = self.0.recv() => {}
+            _ = self.1.recv() => {}
+        }
+    }
+}
+
+async fn seed(args: &Args, target: &Target, stop: Arc<AtomicBool>) -> Result<Summary, Failure> {
+    let job = args.job(stop)?;
     let pool = db::pool(&target.database_url, "public", 2).map_err(Failure::Usage)?;
     migrate_all(&target.database_url)
         .await
@@ -268,6 +305,7 @@ pub async fn ensure_demo(
         token_ttl: TOKEN_TTL_DEFAULT,
         token_files: vec![data_dir.join("tokens.jsonl")],
         progress: Progress::Hidden,
+        stop: Arc::default(),
     };
     let outcome = job.run(&pool).await;
     pool.close().await;
@@ -309,16 +347,21 @@ impl Job {
     /// Signs every member's token into the first file, and copies it to the others.
     async fn write_tokens(&self, signer: Signer) -> Result<Vec<PathBuf>, Failure> {
         let (members, ttl, progress) = (self.members, self.token_ttl, self.progress);
-        let files = self.token_files.clone();
+        let (files, stop) = (self.token_files.clone(), self.stop.clone());
         let written = tokio::task::spawn_blocking(move || {
-            for (nth, file) in files.iter().enumerate() {
-                let outcome = match files.first().filter(|_| nth > 0) {
-                    Some(first) => members::copy_tokens(first, file),
-                    None => members.write_tokens(file, &signer, ttl, &progress),
+            let mut written: Vec<PathBuf> = Vec::new();
+            for file in files {
+                let outcome = match written.first() {
+                    Some(first) => members::copy_tokens(first, &file),
+                    None => members
+                        .write_tokens(&file, (&signer, ttl), &progress, &stop)
+                        .map(|()| true),
                 };
-                outcome.map_err(|e| format!("cannot write {}: {e}", file.display()))?;
+                if outcome.map_err(|e| format!("cannot write {}: {e}", file.display()))? {
+                    written.push(file);
+                }
             }
-            Ok(files)
+            Ok(written)
         });
         let written: Result<_, String> =
             written.await.map_err(|e| Failure::Failed(e.to_string()))?;

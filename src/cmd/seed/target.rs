@@ -1,7 +1,7 @@
 //! Where to seed: the database named, the running server's, or the data directory's own stores,
 //! started for as long as it takes.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use crate::{
     platform::{
@@ -14,6 +14,9 @@ use crate::{
     serve::secrets::{Kept, SecretArgs},
 };
 
+/// Where the embedded default keeps its data, when nothing else is said.
+const DATA_DIR_DEFAULT: &str = "./.ticketping";
+
 /// Where the stores are, and who signs.
 #[derive(Clone, Debug, clap::Args)]
 #[command(next_help_heading = "Where")]
@@ -24,9 +27,12 @@ pub struct TargetArgs {
         long,
         env = "TICKETPING_DATA_DIR",
         value_name = "DIR",
-        default_value = "./.ticketping"
+        default_value = DATA_DIR_DEFAULT
     )]
     pub data_dir: PathBuf,
+    /// Make the directory that --data-dir names, where there is none yet
+    #[arg(long)]
+    pub create: bool,
     /// PostgreSQL, where it is not the embedded one
     #[arg(
         long,
@@ -98,6 +104,7 @@ impl TargetArgs {
                 embedded: None,
             });
         }
+        self.refuse_mistyped()?;
         let stores = EmbeddedStores::start(&self.data_dir)
             .await
             .map_err(|e| Failure::Failed(e.to_string()))?;
@@ -107,6 +114,17 @@ impl TargetArgs {
             redis_prefix: prefix.unwrap_or_else(default_prefix),
             embedded: Some(stores),
         })
+    }
+
+    /// A new world where nothing was is seldom what a name that was typed means.
+    fn refuse_mistyped(&self) -> Result<(), Failure> {
+        if self.create || self.data_dir == Path::new(DATA_DIR_DEFAULT) || self.data_dir.exists() {
+            return Ok(());
+        }
+        let dir = self.data_dir.display();
+        Err(Failure::usage(format!(
+            "there is no directory {dir}: correct --data-dir, or begin a new one there with --create"
+        )))
     }
 
     /// The key that signs members' tokens: the one given, or the data directory's.

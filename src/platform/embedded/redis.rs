@@ -56,7 +56,8 @@ impl Redis {
 }
 
 pub(super) fn url(password: &str, port: u16) -> String {
-    format!("redis://:{password}@127.0.0.1:{port}/0")
+    // With the user's name: redis-cli before 7 refuses a URL that has a password alone.
+    format!("redis://default:{password}@127.0.0.1:{port}/0")
 }
 
 /// `appendfsync no` is on purpose. It hands every write to the kernel before the

@@ -83,6 +83,9 @@ async fn what_is_wrong_is_one_sentence_and_an_exit_code() {
         (vec!["--claim-ttl", "2h"], 2, "1h"),
         (vec!["--queue-factor", "-1"], 2, "0 or more"),
         (vec!["--queue-factor=-1"], 2, "0 or more"),
+        (vec!["--queue-factor", "1e308"], 2, "1000000"),
+        (vec!["--token-ttl", "0s"], 2, "1s to 1year"),
+        (vec!["--token-ttl", "1000years"], 2, "1s to 1year"),
         (vec!["--reset", "--yes"], 2, "--redis-url"),
         (
             vec![
@@ -139,7 +142,13 @@ async fn what_is_wrong_is_one_sentence_and_an_exit_code() {
 #[tokio::test]
 async fn without_a_server_it_starts_the_stores_for_as_long_as_it_takes() {
     let dir = harness::data_dir();
+    // A name that was mistyped is no new world.
+    let mistyped = binary(&["--data-dir", dir.to_str().unwrap()]).await;
+    let said = text(&mistyped.stderr);
+    assert_eq!(mistyped.status.code(), Some(2), "{said}");
+    assert!(said.contains("--create") && !dir.exists(), "{said}");
     let args = [
+        "--create",
         "--data-dir",
         dir.to_str().unwrap(),
         "--performances",
@@ -169,4 +178,85 @@ async fn without_a_server_it_starts_the_stores_for_as_long_as_it_takes() {
     }
     let pid_file = std::fs::read_to_string(dir.join("runtime.json"));
     assert!(pid_file.is_err(), "no server is announced");
+}
+
+/// What a script does that waits for readiness and then goes by `runtime.json`.
+#[tokio::test(flavor = "multi_thread")]
+async fn beside_a_server_the_copy_of_the_tokens_may_be_the_file_itself() {
+    let dir = harness::data_dir();
+    let (data_dir, log) = (dir.to_str().unwrap(), dir.with_extension("log"));
+    let ops = format!("127.0.0.1:{}", harness::free_port());
+    let any = "127.0.0.1:0";
+    let mut serve = vec!["serve", "all", "--data-dir", data_dir, "--listen", any];
+    serve.extend(["--ops-listen", &ops, "--stripe-sandbox-listen", any]);
+    let server = harness::process::Process::start(&serve, &[], &log);
+    harness::eventually("ready", async || {
+        harness::client::get(&format!("http://{ops}/readyz"))
+            .await
+            .0
+            == 200
+    })
+    .await;
+    let runtime = std::fs::read(dir.join("runtime.json")).expect("it is there before readiness");
+    let runtime: serde_json::Value = serde_json::from_slice(&runtime).unwrap();
+    let redis_url = runtime["redisUrl"].as_str().unwrap();
+    assert!(redis_url.starts_with("redis://default:"), "{redis_url}");
+    let pong = Command::new("redis-cli")
+        .args(["-u", redis_url, "ping"])
+        .output()
+        .await
+        .unwrap();
+    assert_eq!(text(&pong.stdout).trim(), "PONG", "{}", text(&pong.stderr));
+
+    let tokens = dir.join("tokens.jsonl");
+    let link = dir.join("link.jsonl");
+    std::os::unix::fs::symlink(&tokens, &link).unwrap();
+    for copy in [&tokens, &link] {
+        let copy = copy.to_str().unwrap();
+        let args = [
+            "--data-dir",
+            data_dir,
+            "--users",
+            "5",
+            "--performances",
+            "0",
+            "--tokens",
+            copy,
+        ];
+        let output = binary(&args).await;
+        assert!(output.status.success(), "{}", text(&output.stderr));
+        let lines = std::fs::read_to_string(&tokens).unwrap();
+        assert_eq!(lines.lines().count(), 5, "{copy}");
+    }
+    server.interrupt().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn sigterm_takes_the_stores_along() {
+    let dir = harness::data_dir();
+    let mut command = Command::new(env!("CARGO_BIN_EXE_ticketping"));
+    let child = command
+        .args(["seed", "--create", "--data-dir", dir.to_str().unwrap()])
+        .args(["--performances", "1", "--users", "5000000"])
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(Stdio::piped())
+        .kill_on_drop(true)
+        .spawn()
+        .unwrap();
+    let postgres = dir.join("postgres/postmaster.pid");
+    harness::eventually("PostgreSQL runs", async || postgres.exists()).await;
+    harness::send(child.id().unwrap(), nix::sys::signal::Signal::SIGTERM);
+    let output = tokio::time::timeout(Duration::from_secs(120), child.wait_with_output());
+    let output = output.await.unwrap().unwrap();
+    let said = text(&output.stderr);
+    assert_eq!(output.status.code(), Some(1), "{said}");
+    assert!(said.contains("interrupted"), "{said}");
+    assert!(!postgres.exists(), "PostgreSQL was stopped");
+    let left: Vec<_> = std::fs::read_dir(&dir)
+        .unwrap()
+        .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+        .filter(|name| name.contains("tokens"))
+        .collect();
+    assert!(left.is_empty(), "{left:?}");
 }
