@@ -6,7 +6,7 @@ use redis::AsyncCommands;
 use sqlx::{PgPool, Row};
 use uuid::Uuid;
 
-use super::Check;
+use super::{Check, Progress};
 use crate::{
     platform::redis::Redis,
     serve::reservations::{scripts::Keys, settle, store},
@@ -48,6 +48,7 @@ pub(super) async fn checks(
     orders: &PgPool,
     redis: Option<&Redis>,
     prefix: &str,
+    progress: &Progress,
 ) -> Result<Vec<Check>, String> {
     let all = [SEATS, REMAINING, HOLDS, PLACES];
     let Some(redis) = redis else {
@@ -64,6 +65,7 @@ pub(super) async fn checks(
         found
             .compare((pool, orders), redis, prefix, *performance)
             .await?;
+        progress.answered();
     }
     let count = performances.len() as u64;
     Ok(vec![

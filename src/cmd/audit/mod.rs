@@ -33,12 +33,16 @@ use crate::{
 const NAMED_MAX: usize = 20;
 /// What is younger than this may still be on its way, unless the caller knows better.
 const YOUNG: Duration = Duration::from_secs(60);
+/// PostgreSQL ends a query after its time; who says nothing for so much longer is not there.
+const SILENCE_MORE: Duration = Duration::from_secs(10);
 /// The queries are about stretches of some thousand rows.
 const STATEMENT_TIMEOUT: Duration = Duration::from_secs(30);
 /// Every query is about a stretch of an index. Whatever the planner believes, it must not read a
 /// whole table for one of a thousand stretches.
 const BY_INDEX: &str = "set enable_seqscan to off; set enable_hashjoin to off;
     set enable_mergejoin to off; set enable_bitmapscan to off";
+/// Closing waits for what is under way.
+const CLOSE_WITHIN: Duration = Duration::from_secs(5);
 /// Between two lines about how far it is.
 const PROGRESS_EVERY: Duration = Duration::from_secs(2);
 /// Where Stripe is, when only its key is given.
@@ -98,7 +102,7 @@ pub struct Args {
     /// What is younger may still be on its way between two roles, and is no breach yet (such as 1m)
     #[arg(long = "grace-period", alias = "young", value_name = "DURATION", default_value = "1m", value_parser = humantime::parse_duration)]
     pub young: Duration,
-    /// A query that takes longer ends the audit (such as 30s)
+    /// A query that takes longer ends the audit (such as 30s), and so does a store that says nothing for ten seconds more
     #[arg(long, value_name = "DURATION", default_value = "30s", value_parser = humantime::parse_duration)]
     pub statement_timeout: Duration,
     /// Print the report as JSON
@@ -134,6 +138,8 @@ pub struct Config {
 pub(super) struct Progress {
     on: bool,
     last: Mutex<Instant>,
+    /// When a store answered last.
+    answered: Mutex<Instant>,
 }
 
 impl Progress {
@@ -141,11 +147,44 @@ impl Progress {
         Self {
             on,
             last: Mutex::new(Instant::now()),
+            answered: Mutex::new(Instant::now()),
+        }
+    }
+
+    /// Something was answered.
+    pub(super) fn answered(&self) {
+        *self.answered.lock().unwrap_or_else(PoisonError::into_inner) = Instant::now();
+    }
+
+    /// Waits for `looks`, however long they take, while answers come: a store that is frozen, or cut off, keeps its
+    /// connection and never says a word.
+    async fn unless_silent<T>(
+        &self,
+        silence: Duration,
+        store: &str,
+        looks: impl Future<Output = Result<T, String>>,
+    ) -> Result<T, String> {
+        self.answered();
+        let mut looks = std::pin::pin!(looks);
+        loop {
+            let last = *self.answered.lock().unwrap_or_else(PoisonError::into_inner);
+            let until = last + silence;
+            tokio::select! {
+                found = &mut looks => return found,
+                () = tokio::time::sleep_until(until.into()) => {}
+            }
+            if *self.answered.lock().unwrap_or_else(PoisonError::into_inner) == last {
+                let seconds = silence.as_secs();
+                return Err(format!(
+                    "{store}: nothing was answered for {seconds} s; nothing was proved"
+                ));
+            }
         }
     }
 
     /// Says it every two seconds.
     pub(super) fn tell(&self, what: impl FnOnce() -> String) {
+        self.answered();
         let mut last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
         if self.on && last.elapsed() >= PROGRESS_EVERY {
             *last = Instant::now();
@@ -253,11 +292,23 @@ pub async fn run(args: Args) -> Result<u8, Failure> {
     if json {
         let text =
             serde_json::to_string_pretty(&report).map_err(|e| Failure::Failed(e.to_string()))?;
-        println!("{text}");
+        print(&(text + "\n"))?;
     } else {
-        print!("{}", report.text());
+        print(&report.text())?;
     }
     Ok(u8::from(!report.ok()))
+}
+
+/// Who closes standard output early (`| head`) has read enough; the exit code stays.
+fn print(text: &str) -> Result<(), Failure> {
+    use std::io::{ErrorKind, Write};
+    let mut out = std::io::stdout().lock();
+    match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
+        Err(e) if e.kind() != ErrorKind::BrokenPipe => Err(Failure::Failed(format!(
+            "cannot write to standard output: {e}"
+        ))),
+        _ => Ok(()),
+    }
 }
 
 impl Args {
@@ -350,8 +401,9 @@ pub async fn run_checks(config: &Config) -> Result<Report, String> {
         }
         tokio::time::sleep(LOOK_EVERY).await;
     };
-    pool.close().await;
-    orders.close().await;
+    // A connection whose server froze just now is dropped with the process.
+    let closing = async { tokio::join!(pool.close(), orders.close()) };
+    let _ = tokio::time::timeout(CLOSE_WITHIN, closing).await;
     Ok(report)
 }
 
@@ -362,11 +414,22 @@ async fn look(
     redis: Option<&Redis>,
 ) -> Result<Report, String> {
     let progress = Progress::new(config.progress);
-    let mut checks = books::checks(pool, config.young, config.since, &progress)
-        .await
-        .map_err(|e| format!("PostgreSQL: {e}"))?;
-    checks.extend(live::checks(pool, orders, redis, &config.redis_prefix).await?);
+    let silence = config.statement_timeout + SILENCE_MORE;
+    let of_books = async {
+        let checks = books::checks(pool, config.young, config.since, &progress).await;
+        checks.map_err(|e| format!("PostgreSQL: {e}"))
+    };
+    let mut checks = progress
+        .unless_silent(silence, "PostgreSQL", of_books)
+        .await?;
+    let live = live::checks(pool, orders, redis, &config.redis_prefix, &progress);
+    checks.extend(
+        progress
+            .unless_silent(silence, "PostgreSQL and Redis", live)
+            .await?,
+    );
     let stripe = config.stripe.as_ref();
-    checks.push(stripe::check(pool, stripe, config.young, config.since, &progress).await?);
+    let of_stripe = stripe::check(pool, stripe, config.young, config.since, &progress);
+    checks.push(progress.unless_silent(silence, "Stripe", of_stripe).await?);
     Ok(Report { checks })
 }
