@@ -52,7 +52,7 @@ pub enum Preset {
 ///
 /// Arrivals follow a schedule that no answer can delay, and latency counts from the moment a request was
 /// due, so that a server that stalls cannot hide it. Exit code: 0 fine, 1 the run failed or an audit found a
-/// breach, 2 usage, 3 an objective (--expect) was missed.
+/// breach, 2 usage, 3 an objective (--expect) was missed or a figure got worse (--compare), 130 interrupted.
 #[derive(Clone, Debug, clap::Args)]
 pub struct Args {
     /// What the buyers do; may be left out with --preset
@@ -184,6 +184,13 @@ pub struct OutputArgs {
     /// Write the report as one HTML page with charts
     #[arg(long, env = "TICKETPING_LOADGEN_HTML", value_name = "FILE")]
     pub html: Option<PathBuf>,
+    /// An earlier report (--json) of the same scenario: say what got worse since, and by how much; exit code 3 beyond
+    /// --worse-by
+    #[arg(long, env = "TICKETPING_LOADGEN_COMPARE", value_name = "FILE")]
+    pub compare: Option<PathBuf>,
+    /// With --compare: how much worse a figure may be (latencies: and by more than a millisecond)
+    #[arg(long, env = "TICKETPING_LOADGEN_WORSE_BY", value_name = "PERCENT", default_value = "20%", value_parser = super::values::percent)]
+    pub worse_by: Share,
     /// No progress; the table, the files and the exit code only
     #[arg(long, short, env = "TICKETPING_LOADGEN_QUIET")]
     pub quiet: bool,

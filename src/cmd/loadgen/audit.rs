@@ -8,8 +8,10 @@ use std::time::{Duration, Instant};
 use anyhow::Context;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
+use tokio::sync::watch;
 use uuid::Uuid;
 
+use super::engine::Control;
 use super::fetch::Fetch;
 use super::notes::{Admission, Finding, Notes, Paid};
 use super::plan::Stores;
@@ -25,18 +27,39 @@ const CLOCK_MARGIN_MS: u32 = 500;
 const PAYMENTS_WITHIN: Duration = Duration::from_secs(30);
 /// An order whose payment came late may still be confirmed, or the money be on its way back.
 const SETTLED_WITHIN: Duration = Duration::from_secs(15);
+/// Payments, and then the books, may take so long altogether; a target or a store that hangs would take for ever.
+const LOOK_WITHIN: Duration = Duration::from_secs(60);
 /// What walked away may still hold its seats, and events may be on their way.
 const BOOKS_WAIT: Duration = Duration::from_secs(15);
+
+/// What a check claims, in words.
+pub fn claim(name: &str) -> &'static str {
+    match name {
+        "admittedAtMostMax" => "never more buyers admitted at once than the limit",
+        "workingAtMostMax" => "the public queue never showed more working than the limit",
+        "workingSetAtMostMax" => "never more in Redis's working set than the limit",
+        "noSlotPastDeadline" => "no slot was past its deadline at the end",
+        "nobodyPassedOver" => "nobody waited while a later number was admitted",
+        "samePlaceOnReturn" => "who came back, or opened a second tab, found the same place",
+        "positionNeverGrows" => "nobody's position in the queue grew",
+        "noSeatTwice" => "no seat was sold twice",
+        "paymentsAccountedFor" => "every payment became a confirmed order or was given back",
+        "books" => "the books of the server balance",
+        _ => "",
+    }
+}
 
 pub fn check(name: &str, finding: &Finding, fine: String) -> Check {
     match &finding.first {
         None => Check {
             name: name.to_owned(),
+            claim: claim(name).to_owned(),
             held: Some(true),
             found: fine,
         },
         Some(first) => Check {
             name: name.to_owned(),
+            claim: claim(name).to_owned(),
             held: Some(false),
             found: format!("{} times; first: {first}", finding.count),
         },
@@ -46,6 +69,7 @@ pub fn check(name: &str, finding: &Finding, fine: String) -> Check {
 fn skipped(name: &str, why: &str) -> Check {
     Check {
         name: name.to_owned(),
+        claim: claim(name).to_owned(),
         held: None,
         found: why.to_owned(),
     }
@@ -78,6 +102,7 @@ pub fn by_notes(notes: &Notes, samples: &Samples, max_working: u64) -> anyhow::R
     if let Some(overdue) = samples.overdue_slots {
         checks.push(Check {
             name: "noSlotPastDeadline".to_owned(),
+            claim: claim("noSlotPastDeadline").to_owned(),
             held: Some(overdue == 0),
             found: format!("{overdue} slots past their deadline at the end"),
         });
@@ -112,6 +137,62 @@ pub fn by_notes(notes: &Notes, samples: &Samples, max_working: u64) -> anyhow::R
     })
 }
 
+/// Checks that need the target or its stores: either may hang, and an operator may have waited enough.
+pub struct Asking<'a> {
+    pub requests: &'a Requests,
+    pub fetch: &'a Fetch,
+    pub control: watch::Receiver<Control>,
+}
+
+impl Asking<'_> {
+    /// The checks, and whether a signal ended them early. Whatever hangs, they end.
+    pub async fn checks(&mut self, paid: &[Paid], stores: Option<&Stores>) -> (Vec<Check>, bool) {
+        let (requests, fetch) = (self.requests, self.fetch);
+        let mut checks = Vec::new();
+        let of_payments = async { vec![payments(paid, requests, fetch).await] };
+        let mut ended = self
+            .bounded("paymentsAccountedFor", of_payments, &mut checks)
+            .await;
+        if let Some(stores) = stores {
+            ended |= self.bounded("books", books(stores), &mut checks).await;
+        }
+        (checks, ended)
+    }
+
+    /// True when a signal came: each signal since the run has ended ends the check under way.
+    async fn bounded(
+        &mut self,
+        name: &str,
+        found: impl Future<Output = Vec<Check>>,
+        checks: &mut Vec<Check>,
+    ) -> bool {
+        let before = *self.control.borrow_and_update();
+        let control = &mut self.control;
+        let signal = async {
+            let told = control.wait_for(|now| *now != before || *now == Control::Abort);
+            if told.await.is_err() {
+                std::future::pending::<()>().await;
+            }
+        };
+        let bound = LOOK_WITHIN.as_secs();
+        tokio::select! {
+            biased;
+            () = signal => {
+                checks.push(skipped(name, "a signal ended the audit before it was looked at"));
+                true
+            }
+            found = found => {
+                checks.extend(found);
+                false
+            }
+            () = tokio::time::sleep(LOOK_WITHIN) => {
+                checks.push(skipped(name, &format!("the target or its stores did not answer within {bound} s")));
+                false
+            }
+        }
+    }
+}
+
 /// What `ticketping audit` finds in the books of the server that was loaded.
 pub async fn books(stores: &Stores) -> Vec<Check> {
     const NAME: &str = "books";
@@ -125,6 +206,7 @@ pub async fn books(stores: &Stores) -> Vec<Check> {
     };
     let checks = report.checks.iter().map(|one| Check {
         name: format!("{NAME}.{}", one.name),
+        claim: one.claim.to_owned(),
         held: one.looked_at.map(|_| one.breaches == 0),
         found: match (&one.skipped, one.looked_at.unwrap_or(0), one.breaches) {
             (Some(why), ..) => why.clone(),
@@ -173,6 +255,7 @@ pub fn by_admissions(admissions: &[Admission], max_working: u64) -> Check {
     );
     Check {
         name: "admittedAtMostMax".to_owned(),
+        claim: claim("admittedAtMostMax").to_owned(),
         held: Some(held),
         found,
     }

@@ -54,6 +54,7 @@ pub fn report(
         scenario: load.scenario.name().to_owned(),
         seed: load.seed,
         shards: vec![format!("{}/{}", load.shard.index + 1, load.shard.of)],
+        plan: load.plan(),
         started_at: context.started_at,
         ended_at: Utc::now(),
         measured_seconds: seconds,
@@ -81,30 +82,55 @@ pub fn report(
         samples: samples.queue,
         audit,
         objectives: Vec::new(),
+        comparison: None,
+        headline: String::new(),
         exit_code: 0,
     };
     judge(&mut report, &load.expect);
     Ok(report)
 }
 
-/// Objectives, then the exit code: a run that failed or a breach weighs more than a figure missed.
+/// The exit code of a run that somebody ended: what a shell makes of Ctrl-C.
+pub const INTERRUPTED: u8 = 130;
+
+/// Objectives, then the exit code: a run that failed or a breach weighs more than an end before time, and that more
+/// than a figure missed.
 pub fn judge(report: &mut Report, expect: &[Objective]) {
     report.objectives = expect
         .iter()
         .map(|objective| judge_one(report, objective))
         .collect();
+    conclude(report);
+}
+
+/// The exit code and the headline, from everything else.
+pub fn conclude(report: &mut Report) {
     let breach = report
         .audit
         .checks
         .iter()
         .any(|check| check.held == Some(false));
     let dead = report.total.offered > 0 && report.total.completed == 0;
-    let missed = report.objectives.iter().any(|objective| !objective.held);
-    report.exit_code = match (breach || dead || report.ending == "gaveUp", missed) {
-        (true, _) => 1,
-        (false, true) => 3,
-        (false, false) => 0,
+    // What could not be measured was not shown to hold.
+    let missed = report
+        .objectives
+        .iter()
+        .any(|objective| objective.held != Some(true));
+    let worse = report
+        .comparison
+        .iter()
+        .flat_map(|comparison| &comparison.figures)
+        .any(|figure| figure.worse);
+    report.exit_code = if breach || dead || report.ending == "gaveUp" {
+        1
+    } else if report.ending == "interrupted" {
+        INTERRUPTED
+    } else if missed || worse {
+        3
+    } else {
+        0
     };
+    report.headline = super::headline::of(report);
 }
 
 fn judge_one(report: &Report, objective: &Objective) -> ObjectiveResult {
@@ -113,18 +139,28 @@ fn judge_one(report: &Report, objective: &Objective) -> ObjectiveResult {
         None => &report.total,
         Some(op) => report.operations.get(op.name()).unwrap_or(&nothing),
     };
-    let actual = figure(operation, objective.metric);
-    // A latency of requests that were never answered is no achievement.
-    let empty = operation.latency_ms.count == 0
-        && matches!(objective.metric, Metric::Quantile(_) | Metric::Mean);
+    // A latency of requests that were never answered is no achievement, and no failure either.
+    let measured = match objective.metric {
+        Metric::Quantile(_) | Metric::Mean => operation.latency_ms.count > 0,
+        Metric::ErrorShare => operation.offered > 0,
+        Metric::Errors | Metric::Unfinished | Metric::Completed | Metric::Rate => true,
+    };
+    let actual = measured.then(|| figure(operation, objective.metric));
     ObjectiveResult {
         objective: objective.text.clone(),
         actual,
-        held: !empty && objective.holds(actual),
+        found: match actual {
+            Some(actual) => objective.metric.text(actual),
+            None => format!(
+                "no {} was made",
+                objective.op.map_or("request", super::stats::Op::name)
+            ),
+        },
+        held: actual.map(|actual| objective.holds(actual)),
     }
 }
 
-fn figure(operation: &Operation, metric: Metric) -> f64 {
+pub fn figure(operation: &Operation, metric: Metric) -> f64 {
     let latency = &operation.latency_ms;
     match metric {
         Metric::Quantile(q) if q >= 1.0 => latency.max,

@@ -39,6 +39,8 @@ pub struct Head {
     pub retry_after_s: Option<u32>,
     pub etag: Option<Bytes>,
     pub gzip: bool,
+    /// Where a redirection leads.
+    pub location: Option<String>,
 }
 
 /// A failed attempt; the request comes back when not one byte of it was written.
@@ -199,7 +201,7 @@ impl Connection {
 }
 
 fn read_head(parts: &http::response::Parts) -> Head {
-    use http::header::{CONTENT_ENCODING, ETAG, RETRY_AFTER};
+    use http::header::{CONTENT_ENCODING, ETAG, LOCATION, RETRY_AFTER};
     let header = |name| parts.headers.get(name);
     Head {
         status: parts.status.as_u16(),
@@ -209,6 +211,9 @@ fn read_head(parts: &http::response::Parts) -> Head {
         etag: header(ETAG).map(|value| Bytes::copy_from_slice(value.as_bytes())),
         gzip: header(CONTENT_ENCODING)
             .is_some_and(|value| value.as_bytes().eq_ignore_ascii_case(b"gzip")),
+        location: header(LOCATION)
+            .filter(|_| parts.status.is_redirection())
+            .map(|value| String::from_utf8_lossy(value.as_bytes()).into_owned()),
     }
 }
 

@@ -18,6 +18,20 @@ pub enum Metric {
     Rate,
 }
 
+impl Metric {
+    /// A value with its unit.
+    pub fn text(self, value: f64) -> String {
+        match self {
+            Self::Quantile(_) | Self::Mean => format!("{} ms", super::table::millis(value)),
+            Self::ErrorShare => format!("{:.2} %", value * 100.0),
+            Self::Errors | Self::Unfinished | Self::Completed => {
+                super::table::thousands(value as u64)
+            }
+            Self::Rate => format!("{value:.1} a second"),
+        }
+    }
+}
+
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Compare {
     Less,

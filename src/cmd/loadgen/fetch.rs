@@ -83,13 +83,21 @@ impl Fetch {
         let answer = self.get(path, headers).await?;
         let start =
             || String::from_utf8_lossy(&answer.body[..answer.body.len().min(160)]).into_owned();
-        if answer.status != 200 {
+        let base = self.base.as_str().trim_end_matches('/');
+        if let Some(to) = answer.headers.get("location")
+            && (300..400).contains(&answer.status)
+        {
+            let to = String::from_utf8_lossy(to.as_bytes());
+            // What stands before the path is the server that should have been named.
+            let server = to.strip_suffix(path).filter(|server| !server.is_empty());
             bail!(
-                "{}{path} answers {}: {}",
-                self.base.as_str().trim_end_matches('/'),
+                "{base}{path} answers {} and leads to {to}: name {} by --url",
                 answer.status,
-                start()
+                server.unwrap_or("that server")
             );
+        }
+        if answer.status != 200 {
+            bail!("{base}{path} answers {}: {}", answer.status, start());
         }
         serde_json::from_slice(&answer.body).with_context(|| {
             format!(

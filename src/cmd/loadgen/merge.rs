@@ -10,11 +10,15 @@ use super::audit;
 use super::build::{bottleneck, timing};
 use super::expect::Objective;
 use super::notes::Admission;
+use super::output::say;
 use super::report::{
     Audit, Buyers, Check, ErrorKind, Generator, Latency, Operation, OperationSeries, RefusalKind,
     Report, SCHEMA, Series, add, encode,
 };
 use super::stats::{OpStats, Timing};
+
+/// Shards that were started by hand, one after another.
+const APART_MAX: chrono::TimeDelta = chrono::TimeDelta::seconds(60);
 
 pub fn read(path: &Path) -> anyhow::Result<Report> {
     let bytes = std::fs::read(path).with_context(|| format!("cannot read {}", path.display()))?;
@@ -38,6 +42,13 @@ pub fn merge(paths: &[PathBuf], command: String, expect: &[Objective]) -> anyhow
         .collect::<anyhow::Result<Vec<_>>>()?;
     let mut merged = combine(&reports)?;
     merged.command = command;
+    let missing = missing(&merged.shards);
+    if !missing.is_empty() && !merged.shards.is_empty() {
+        say(&format!(
+            "warning: shard {} is missing: the sum is a part of the test",
+            missing.join(", ")
+        ));
+    }
     super::build::judge(&mut merged, expect);
     // A shard that gave up or was breached stays so, whatever the sum says.
     if reports.iter().any(|report| report.exit_code == 1) {
@@ -52,23 +63,17 @@ pub fn combine(reports: &[Report]) -> anyhow::Result<Report> {
         bail!("no report to merge")
     };
     for other in rest {
-        if other.scenario != first.scenario
-            || other.target.performance_id != first.target.performance_id
-        {
-            bail!(
-                "these are reports of different tests: {} and {}",
-                first.command,
-                other.command
-            );
-        }
-        if let Some(shard) = first
-            .shards
-            .iter()
-            .find(|shard| other.shards.contains(shard))
-        {
-            bail!("shard {shard} is there twice");
+        same_test(first, other)?;
+    }
+    for (at, other) in reports.iter().enumerate() {
+        for earlier in &reports[..at] {
+            if let Some(shard) = (earlier.shards.iter()).find(|shard| other.shards.contains(shard))
+            {
+                bail!("shard {shard} is there twice");
+            }
         }
     }
+    at_one_time(reports)?;
     let mut merged = first.clone();
     merged.started_at = reports
         .iter()
@@ -114,7 +119,61 @@ pub fn combine(reports: &[Report]) -> anyhow::Result<Report> {
     merged.samples.sort_by_key(|sample| sample.at_ms);
     merged.audit = audited(&merged, reports)?;
     merged.objectives.clear();
+    merged.comparison = None;
     Ok(merged)
+}
+
+/// Reports of two tests say nothing together.
+fn same_test(first: &Report, other: &Report) -> anyhow::Result<()> {
+    let whole = |report: &Report| {
+        let of = |shard: &String| shard.split_once('/').map(|(_, of)| of.to_owned());
+        report.shards.first().and_then(of)
+    };
+    let differ = if other.scenario != first.scenario {
+        "scenario"
+    } else if other.target.performance_id != first.target.performance_id {
+        "performance"
+    } else if whole(other) != whole(first) {
+        "number of shards"
+    } else if other.plan != first.plan {
+        "load"
+    } else {
+        return Ok(());
+    };
+    bail!(
+        "these are reports of different tests, by their {differ}: {} and {}",
+        first.command,
+        other.command
+    )
+}
+
+/// Shards begin within moments of each other; whatever lies further apart was no one test.
+fn at_one_time(reports: &[Report]) -> anyhow::Result<()> {
+    let mut by_start: Vec<&Report> = reports.iter().collect();
+    by_start.sort_by_key(|report| report.started_at);
+    for pair in by_start.windows(2) {
+        let [earlier, later] = pair else { continue };
+        let apart = later.started_at - earlier.ended_at;
+        if apart > APART_MAX {
+            bail!(
+                "these shards did not run together: {} had ended at {} and {} began at {}; --start-at lets them begin at once",
+                earlier.shards.join(", "),
+                earlier.ended_at.format("%Y-%m-%d %H:%M:%S"),
+                later.shards.join(", "),
+                later.started_at.format("%Y-%m-%d %H:%M:%S")
+            );
+        }
+    }
+    Ok(())
+}
+
+/// Those of the shards of one test that are not among `shards`.
+pub fn missing(shards: &[String]) -> Vec<String> {
+    let of = shards
+        .first()
+        .and_then(|shard| shard.split_once('/')?.1.parse::<u32>().ok());
+    let all = (1..=of.unwrap_or(0)).map(|n| format!("{n}/{}", of.unwrap_or(0)));
+    all.filter(|shard| !shards.contains(shard)).collect()
 }
 
 /// How much later than the first this shard began.
@@ -349,6 +408,7 @@ fn sold_once(sold: &mut [(Uuid, Uuid)]) -> Check {
     let twice = sold.windows(2).find(|pair| pair[0] == pair[1]);
     Check {
         name: "noSeatTwice".to_owned(),
+        claim: audit::claim("noSeatTwice").to_owned(),
         held: Some(twice.is_none()),
         found: match twice {
             Some(pair) => format!("seat {} was sold twice", pair[0].1),

@@ -8,14 +8,17 @@ pub mod audit;
 pub mod build;
 pub mod buyer;
 pub mod client;
+pub mod compare;
 pub mod engine;
 pub mod expect;
 pub mod fetch;
+pub mod headline;
 pub mod html;
 pub mod journey;
 pub mod live;
 pub mod merge;
 pub mod notes;
+pub mod output;
 pub mod plan;
 pub mod progress;
 pub mod report;
@@ -37,7 +40,8 @@ pub mod wire;
 pub use args::Args;
 use args::Scenario;
 
-/// Exit codes: 0 fine, 1 the run failed or an audit found a breach, 2 usage, 3 an objective was missed.
+/// Exit codes: 0 fine, 1 the run failed or an audit found a breach, 2 usage, 3 an objective was missed or a figure got
+/// worse than --compare allows, 130 interrupted.
 pub async fn run(args: Args) -> anyhow::Result<u8> {
     if args.scenario == Some(Scenario::Report) {
         return run::merge_reports(&args);

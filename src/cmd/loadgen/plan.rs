@@ -112,7 +112,8 @@ impl Load {
         Ok(Self {
             scenario,
             preset: load.preset,
-            seed: load.rng_seed.unwrap_or_else(rand::random),
+            // Of 53 bits: a page's script, and most readers of JSON, know no larger integers.
+            seed: load.rng_seed.unwrap_or_else(|| rand::random::<u64>() >> 11),
             shard: load.shard,
             arrivals,
             polls,
@@ -128,6 +129,28 @@ impl Load {
             connections,
             http2: args.target.http2,
         })
+    }
+
+    /// What all shards of one test have in common, in words: two that differ in it are of different tests.
+    pub fn plan(&self) -> String {
+        let people = &self.people;
+        format!(
+            "{} to 1/{}, {:?} polls {:?} for {:?}, polling {:?}, thinking {:?}, seats {:?}, walking away {}, declined {}, \
+             coming back {}, two tabs {}, same seat {}",
+            self.arrivals.whole(),
+            self.shard.of,
+            self.scenario,
+            self.polls.map(|polls| polls.whole()),
+            self.duration,
+            self.poll_every,
+            people.think,
+            people.seats,
+            people.walk_away.0,
+            people.decline.0,
+            people.come_back.0,
+            people.two_tabs.0,
+            people.same_seat.0,
+        )
     }
 
     /// How many tokens the file must hold: shards read every N-th.

@@ -23,6 +23,9 @@ pub struct Report {
     pub scenario: String,
     pub seed: u64,
     pub shards: Vec<String>,
+    /// What all shards of one test have in common: who comes when, and what they do.
+    #[serde(default)]
+    pub plan: String,
     pub started_at: DateTime<Utc>,
     pub ended_at: DateTime<Utc>,
     /// The load itself; leaving afterwards is not in it.
@@ -42,6 +45,12 @@ pub struct Report {
     pub samples: Vec<Sample>,
     pub audit: Audit,
     pub objectives: Vec<ObjectiveResult>,
+    /// With --compare.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub comparison: Option<Comparison>,
+    /// What happened, in a sentence or two.
+    #[serde(default)]
+    pub headline: String,
     pub exit_code: u8,
 }
 
@@ -189,7 +198,11 @@ pub struct Audit {
 
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Check {
+    /// Stable, for programs.
     pub name: String,
+    /// What must hold, for people.
+    #[serde(default)]
+    pub claim: String,
     /// None: could not be looked at, as `found` says.
     pub held: Option<bool>,
     pub found: String,
@@ -198,8 +211,39 @@ pub struct Check {
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct ObjectiveResult {
     pub objective: String,
-    pub actual: f64,
-    pub held: bool,
+    /// None where there was nothing to measure.
+    pub actual: Option<f64>,
+    /// The same in words, with its unit.
+    #[serde(default)]
+    pub found: String,
+    /// None where there was nothing to measure.
+    pub held: Option<bool>,
+}
+
+/// This run beside an earlier one.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Comparison {
+    /// When the earlier one began, and how it was made.
+    pub started_at: DateTime<Utc>,
+    pub command: String,
+    /// A figure that grew by more than this, in percent, got worse.
+    pub worse_by_percent: f64,
+    pub figures: Vec<ComparedFigure>,
+}
+
+/// One figure, then and now.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct ComparedFigure {
+    /// As an objective names it: `poll.p99`, `errors`.
+    pub figure: String,
+    pub unit: String,
+    pub before: f64,
+    pub now: f64,
+    /// None where it was nothing before.
+    pub change_percent: Option<f64>,
+    pub worse: bool,
 }
 
 impl Latency {

@@ -11,27 +11,48 @@ use chrono::Utc;
 use tokio::sync::watch;
 
 use super::args::{Args, OutputArgs, Scenario};
-use super::engine::{Control, Finished, Setup};
+use super::audit::Asking;
+use super::build::INTERRUPTED;
+use super::compare::Baseline;
+use super::engine::{Control, Ending, Finished, Setup};
 use super::live::Live;
-use super::plan::{Load, Stores};
+use super::output::{Outputs, say};
+use super::plan::Load;
 use super::report::{Audit, Report, Sample};
 use super::requests::{Endpoint, Requests};
 use super::sampler::{Sampler, Samples};
 use super::target::Found;
 use super::tokens::Tokens;
 use super::view::{Screen, Shown};
-use super::{audit, build, engine, html, merge, progress, table, target, usage};
+use super::{audit, build, engine, merge, progress, table, target, usage};
 
 /// Plain progress: often enough to follow, seldom enough for a log.
 const PROGRESS_EVERY: Duration = Duration::from_secs(2);
 /// The figures change once a second; twice that looks alive and costs nothing.
 const DRAW_EVERY: Duration = Duration::from_millis(500);
+/// A last look at Redis takes a moment; one that is frozen never answers.
+const SAMPLES_WITHIN: Duration = Duration::from_secs(10);
 
 pub async fn load(args: Args, load: Load) -> anyhow::Result<u8> {
+    let baseline = Baseline::of(&args.output, load.scenario.name())?;
+    let outputs = Outputs::open(&args.output)?;
+    let (found, requests) = tokio::select! {
+        prepared = prepare(&args, &load) => prepared?,
+        () = signalled() => {
+            say("ended before it began");
+            return Ok(INTERRUPTED);
+        }
+    };
+    let report = perform(&args, load, found, requests).await?;
+    conclude(report, baseline, outputs)
+}
+
+/// Looks at the target and at the members, and waits for the start.
+async fn prepare(args: &Args, load: &Load) -> anyhow::Result<(Found, Arc<Requests>)> {
     let found = target::find(&args.target).await?;
-    let requests = Arc::new(requests(&args, &load, &found)?);
+    let requests = Arc::new(requests(args, load, &found)?);
     if !args.output.quiet {
-        eprintln!(
+        say(&format!(
             "{}: {} buyers for “{}” at {} ({} waiting, {}/{} working)",
             load.scenario.name(),
             table::thousands(load.arrivals.len()),
@@ -40,11 +61,37 @@ pub async fn load(args: Args, load: Load) -> anyhow::Result<u8> {
             table::thousands(found.queue.waiting),
             found.queue.working,
             found.queue.max_working,
-        );
+        ));
     }
-    wait_for_start(&load, args.output.quiet).await;
-    let report = perform(&args, load, found, requests).await?;
-    write(&args.output, &report)?;
+    wait_for_start(load, args.output.quiet).await;
+    Ok((found, requests))
+}
+
+/// Resolves at the first signal; never where none can be heard.
+async fn signalled() {
+    use tokio::signal::unix::{SignalKind, signal};
+    let (Ok(mut interrupt), Ok(mut terminate)) = (
+        signal(SignalKind::interrupt()),
+        signal(SignalKind::terminate()),
+    ) else {
+        return std::future::pending().await;
+    };
+    tokio::select! {
+        _ = interrupt.recv() => {}
+        _ = terminate.recv() => {}
+    }
+}
+
+/// Compares, writes, and gives the exit code. The table has said what failed before a file that could not be written.
+fn conclude(
+    mut report: Report,
+    baseline: Option<Baseline>,
+    outputs: Outputs,
+) -> anyhow::Result<u8> {
+    if let Some(baseline) = baseline {
+        baseline.judge(&mut report);
+    }
+    outputs.write(&report)?;
     Ok(report.exit_code)
 }
 
@@ -98,7 +145,7 @@ async fn wait_for_start(load: &Load, quiet: bool) {
         return;
     };
     if !quiet {
-        eprintln!("waiting {:.1} s for {at}", wait.as_secs_f64());
+        say(&format!("waiting {:.1} s for {at}", wait.as_secs_f64()));
     }
     tokio::time::sleep(wait).await;
 }
@@ -125,7 +172,7 @@ async fn perform(
         max_working: found.queue.max_working,
         latest,
     };
-    let sampling = tokio::spawn(sampler.run(stopped.clone()));
+    let mut sampling = tokio::spawn(sampler.run(stopped.clone()));
     let interrupts = tokio::spawn(interrupts(control));
     let shown = show(&args.output, live.clone(), sample, stopped);
     let setup = Setup {
@@ -133,34 +180,43 @@ async fn perform(
         target: target.clone(),
         requests: requests.clone(),
         live,
-        control: controlled,
+        control: controlled.clone(),
         clock_offset_ms: found.clock_offset_ms,
     };
     let finished = generate(setup).await;
     let cpu_seconds = usage::cpu_seconds() - cpu_before;
     stop.send_replace(true);
-    let samples = sampling.await.unwrap_or_default();
+    // Its last look is bounded; a store that holds it up for longer takes the samples with it, not the report.
+    let samples = match tokio::time::timeout(SAMPLES_WITHIN, &mut sampling).await {
+        Ok(samples) => samples.unwrap_or_default(),
+        Err(_) => Samples::default(),
+    };
     if let Some(shown) = shown {
         // The view restores the terminal as it ends.
         let _ = shown.await;
     }
-    let finished = finished?;
+    let mut finished = finished?;
     let max_working = samples
         .queue
         .iter()
         .map(|s| s.max_working)
         .max()
         .unwrap_or(found.queue.max_working);
-    let audited = audited(
-        args,
-        &finished,
-        &samples,
-        &requests,
-        &found.fetch,
-        target.stores.as_ref(),
-        max_working,
-    )
-    .await?;
+    let mut audit = Audit::default();
+    if !args.output.no_audit {
+        audit = audit::by_notes(&finished.notes, &samples, max_working)?;
+        let mut asking = Asking {
+            requests: &requests,
+            fetch: &found.fetch,
+            control: controlled,
+        };
+        let stores = target.stores.as_ref();
+        let (checks, ended) = asking.checks(&finished.notes.paid, stores).await;
+        audit.checks.extend(checks);
+        if ended {
+            finished.ending = Ending::Interrupted;
+        }
+    }
     interrupts.abort();
     let context = build::Context {
         command: command(),
@@ -170,7 +226,7 @@ async fn perform(
         cpu_seconds,
         peak_memory_bytes: usage::peak_memory_bytes(),
     };
-    build::report(&context, &finished, samples, audited)
+    build::report(&context, &finished, samples, audit)
 }
 
 /// The generator has a thread of its own.
@@ -188,48 +244,35 @@ async fn generate(setup: Setup) -> anyhow::Result<Finished> {
         .map_err(|_| anyhow!("the generator broke down"))?
 }
 
-async fn audited(
-    args: &Args,
-    finished: &Finished,
-    samples: &Samples,
-    requests: &Requests,
-    fetch: &super::fetch::Fetch,
-    stores: Option<&Stores>,
-    max_working: u64,
-) -> anyhow::Result<Audit> {
-    if args.output.no_audit {
-        return Ok(Audit::default());
-    }
-    let mut audit = audit::by_notes(&finished.notes, samples, max_working)?;
-    audit
-        .checks
-        .push(audit::payments(&finished.notes.paid, requests, fetch).await);
-    if let Some(stores) = stores {
-        audit.checks.extend(audit::books(stores).await);
-    }
-    Ok(audit)
-}
-
-/// Ctrl-C ends well, Ctrl-C again ends now. SIGTERM is as the first.
+/// The first signal ends well, the second at once and with a report, the third without.
 async fn interrupts(control: watch::Sender<Control>) {
-    let terminate = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate());
-    let terminated = async {
-        match terminate {
-            Ok(mut signal) => {
-                signal.recv().await;
-            }
-            Err(_) => std::future::pending().await,
-        }
+    use tokio::signal::unix::{SignalKind, signal};
+    let (Ok(mut interrupt), Ok(mut terminate)) = (
+        signal(SignalKind::interrupt()),
+        signal(SignalKind::terminate()),
+    ) else {
+        say("cannot listen for signals: Ctrl-C ends without a report");
+        return std::future::pending().await;
     };
+    for (next, words) in [
+        (
+            Control::Stop,
+            "\nending: buyers leave; Ctrl-C again to end at once",
+        ),
+        (Control::Abort, "\nending at once: the report follows"),
+    ] {
+        tokio::select! {
+            _ = interrupt.recv() => {}
+            _ = terminate.recv() => {}
+        }
+        control.send_replace(next);
+        say(words);
+    }
     tokio::select! {
-        _ = tokio::signal::ctrl_c() => {}
-        () = terminated => {}
+        _ = interrupt.recv() => {}
+        _ = terminate.recv() => {}
     }
-    control.send_replace(Control::Stop);
-    eprintln!("\nending: buyers leave; Ctrl-C again to end at once");
-    if tokio::signal::ctrl_c().await.is_ok() {
-        control.send_replace(Control::Abort);
-    }
+    std::process::exit(INTERRUPTED.into());
 }
 
 /// Progress while the load runs.
@@ -269,7 +312,7 @@ fn show(
                         sample: sample.as_ref(),
                     });
                 }
-                None => eprintln!("{}", progress::line(&live, sample.as_ref())),
+                None => say(&progress::line(&live, sample.as_ref())),
             }
         }
         if let Some(screen) = screen {
@@ -301,34 +344,14 @@ fn command() -> String {
         .join(" ")
 }
 
-/// The table, then the files.
-fn write(output: &OutputArgs, report: &Report) -> anyhow::Result<()> {
-    let to_stdout = output.json.as_deref() == Some(Path::new("-"));
-    if to_stdout {
-        eprint!("{}", table::render(report));
-        println!("{}", serde_json::to_string(report)?);
-    } else {
-        print!("{}", table::render(report));
-    }
-    if let Some(path) = output.json.as_deref().filter(|_| !to_stdout) {
-        let json = serde_json::to_vec(report)?;
-        std::fs::write(path, json).with_context(|| format!("cannot write {}", path.display()))?;
-    }
-    if let Some(path) = &output.html {
-        std::fs::write(path, html::page(report)?)
-            .with_context(|| format!("cannot write {}", path.display()))?;
-    }
-    Ok(())
-}
-
 pub fn merge_reports(args: &Args) -> anyhow::Result<u8> {
     if args.reports.is_empty() {
-        eprintln!("error: name the reports to merge: `ticketping loadgen report a.json b.json`");
+        say("error: name the reports to merge: `ticketping loadgen report a.json b.json`");
         return Ok(2);
     }
     let report = merge::merge(&args.reports, command(), &args.output.expect)?;
-    write(&args.output, &report)?;
-    Ok(report.exit_code)
+    let baseline = Baseline::of(&args.output, &report.scenario)?;
+    conclude(report, baseline, Outputs::open(&args.output)?)
 }
 
 /// Whether progress may move the cursor.

@@ -17,6 +17,8 @@ use super::wire::QueueView;
 const EVERY: Duration = Duration::from_millis(500);
 /// What a sweep a second, and a busy machine, may leave.
 const OVERDUE_MS: u64 = 3_000;
+/// Redis may be frozen as the run ends.
+const LAST_LOOK_WITHIN: Duration = Duration::from_secs(5);
 /// A run of a day keeps its samples in a few megabytes.
 const SAMPLES_MAX: usize = 20_000;
 
@@ -97,9 +99,10 @@ impl Sampler {
                 .query_async::<u64>(connection)
                 .await
         };
-        match overdue.await {
-            Ok(count) => samples.overdue_slots = Some(count),
-            Err(error) => samples.overdue_error = Some(error.to_string()),
+        match tokio::time::timeout(LAST_LOOK_WITHIN, overdue).await {
+            Ok(Ok(count)) => samples.overdue_slots = Some(count),
+            Ok(Err(error)) => samples.overdue_error = Some(error.to_string()),
+            Err(_) => samples.overdue_error = Some("Redis did not answer within 5 s".to_owned()),
         }
     }
 

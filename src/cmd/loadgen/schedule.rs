@@ -39,6 +39,11 @@ impl Schedule {
         }
     }
 
+    /// The arrivals of the whole test, in words that are equal where the tests are.
+    pub fn whole(&self) -> String {
+        format!("{} by {:?}", self.total, self.shape)
+    }
+
     /// How many arrivals this shard makes.
     pub fn len(&self) -> u64 {
         let (index, of) = (u64::from(self.shard.index), u64::from(self.shard.of));

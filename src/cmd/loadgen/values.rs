@@ -55,6 +55,21 @@ pub fn count(text: &str) -> Result<u32, String> {
     }
 }
 
+/// How much more than before: `20%`, `150%`, `0.2`.
+pub fn percent(text: &str) -> Result<Share, String> {
+    let text = text.trim();
+    let value = match text.strip_suffix('%') {
+        Some(percent) => percent.trim().parse::<f64>().map(|value| value / 100.0),
+        None => text.parse(),
+    };
+    match value {
+        Ok(value) if (0.0..=100.0).contains(&value) => Ok(Share(value)),
+        _ => Err(format!(
+            "`{text}` is no bound: say 0% to 10000%, as 20% or 0.2"
+        )),
+    }
+}
+
 pub fn share(text: &str) -> Result<Share, String> {
     let text = text.trim();
     let value = match text.strip_suffix('%') {

@@ -1,6 +1,7 @@
 //! The load generator tells the truth: a stall shows, counts match those of the
 //! server, and every promise that a server breaks is found.
 
+mod hostile;
 mod office;
 
 use std::path::{Path, PathBuf};
@@ -419,7 +420,7 @@ async fn ctrl_c_ends_with_a_report() {
         .await
         .unwrap()
         .unwrap();
-    assert_eq!(status.code(), Some(0));
+    assert_eq!(status.code(), Some(130));
     let report: Value = serde_json::from_slice(&std::fs::read(json).unwrap()).unwrap();
     assert_eq!(report["ending"], "interrupted");
     assert_eq!(

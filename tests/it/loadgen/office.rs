@@ -31,6 +31,12 @@ pub enum Fault {
     ForgetPlace,
     /// Takes the money and lets the order expire.
     KeepMoney,
+    /// Never answers who asks for a payment: the audit, after the run.
+    HangAfterwards,
+    /// Takes nobody's access token.
+    Unauthenticated,
+    /// Sends everybody who enters elsewhere.
+    Redirect,
 }
 
 #[derive(Default)]
@@ -292,6 +298,14 @@ async fn enter(State(office): State<Office>, headers: HeaderMap) -> Response {
     };
     let mut ledger = office.ledger.lock().unwrap();
     ledger.counted("enter");
+    match ledger.fault {
+        Fault::Unauthenticated => return problem(StatusCode::UNAUTHORIZED, "UNAUTHENTICATED"),
+        Fault::Redirect => {
+            let to = [("location", "https://elsewhere.example/")];
+            return (StatusCode::MOVED_PERMANENTLY, to).into_response();
+        }
+        _ => {}
+    }
     let known = ledger.places.contains_key(&user);
     if known && ledger.fault == Fault::ForgetPlace {
         ledger.give_up(&user);
@@ -415,6 +429,14 @@ async fn pay(State(office): State<Office>, body: Bytes) -> Response {
 }
 
 async fn payment(State(office): State<Office>, Path(id): Path<Uuid>) -> Response {
+    let hangs = {
+        let mut ledger = office.ledger.lock().unwrap();
+        ledger.counted("audited");
+        ledger.fault == Fault::HangAfterwards
+    };
+    if hangs {
+        std::future::pending::<()>().await;
+    }
     let ledger = office.ledger.lock().unwrap();
     let (order, found) = ledger
         .orders

@@ -68,6 +68,8 @@ pub struct Core {
     pub seats: SeatMaps,
     pub pools: [Pool; 2],
     pub draining: bool,
+    /// When that began.
+    pub(super) drained_from_us: Option<u64>,
     pub(super) timers: BinaryHeap<Reverse<(u64, u32, u8)>>,
     pub(super) arrivals: u64,
     /// `poll --rate`: when the polls began, and how many were made due.
@@ -111,6 +113,7 @@ impl Core {
             seats: SeatMaps::default(),
             pools: [pool(), pool()],
             draining: false,
+            drained_from_us: None,
             arrivals: 0,
             polls_from_us: None,
             polls: 0,

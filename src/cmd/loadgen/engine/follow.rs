@@ -57,7 +57,9 @@ impl Core {
     }
 
     fn waited(&mut self, job: Job, sent_us: u64) {
-        if job.due_us < self.stats.timed_from_us {
+        // Leaving comes in one burst that nobody asked about: that it was late says nothing of the load.
+        let leaving = self.drained_from_us.is_some_and(|from| job.due_us >= from);
+        if job.due_us < self.stats.timed_from_us || leaving || job.op == Op::Leave {
             return;
         }
         if job.crowded {
@@ -193,6 +195,7 @@ impl Core {
     pub fn wind_down(&mut self) {
         self.draining = true;
         let now_us = self.now_us();
+        self.drained_from_us = Some(now_us);
         for Reverse((due_us, buyer, op)) in std::mem::take(&mut self.timers).into_sorted_vec() {
             self.redirect(buyer, Next::Ask(Op::ALL[usize::from(op)], due_us), now_us);
         }
@@ -204,6 +207,15 @@ impl Core {
             }
             if buyer.stage == Stage::Done && !stay {
                 buyer.parting = Outcome::Entered;
+                let mut world = World {
+                    load: &self.load,
+                    target: &self.target,
+                    seats: &mut self.seats,
+                    notes: &mut self.notes,
+                    started_ms: self.started_ms,
+                };
+                // From here on it may be another's: a shard that ends must not count it to its deadline.
+                journey::note_outside(buyer, now_us, &mut world);
                 self.offer(index, Op::Leave, now_us, now_us);
             } else if self.load.polls.is_some() {
                 self.redirect(index, Next::Nothing, now_us);

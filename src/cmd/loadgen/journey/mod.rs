@@ -12,7 +12,8 @@ use super::plan::{Load, Target};
 use super::seatmap::SeatMaps;
 use super::stats::{Op, Verdict};
 use super::wire::{IntentView, OrderView, PaymentView, PlaceView, ProblemView};
-use onward::{booking, choose, note_outside, note_paid, with_order, with_place, with_seats};
+pub use onward::note_outside;
+use onward::{booking, choose, note_paid, with_order, with_place, with_seats};
 use trouble::{after_error, after_refusal};
 pub use trouble::{before_leaving, wind_down};
 
@@ -112,7 +113,7 @@ pub fn read(
                 next,
             },
             Err(detail) => {
-                let next = after_error(buyer, op, head.retry_after_s, times, world);
+                let next = after_error(buyer, op, Some(head), times, world);
                 Reading {
                     verdict: Verdict::Failed,
                     code: "BAD_ANSWER".to_owned(),
@@ -132,7 +133,7 @@ pub fn read(
     } else {
         (
             Verdict::Failed,
-            after_error(buyer, op, head.retry_after_s, times, world),
+            after_error(buyer, op, Some(head), times, world),
         )
     };
     Reading {
@@ -145,6 +146,10 @@ pub fn read(
 
 /// The stable code of a refusal and what it said.
 fn refusal(op: Op, head: &Head, body: &[u8]) -> (String, String) {
+    if let Some(to) = &head.location {
+        let detail = format!("redirected to {to}: --url names where the server itself is");
+        return (format!("HTTP_{}", head.status), detail);
+    }
     let raw = || String::from_utf8_lossy(&body[..body.len().min(200)]).into_owned();
     if op == Op::Confirm {
         let intent = serde_json::from_slice::<IntentView<'_>>(body)

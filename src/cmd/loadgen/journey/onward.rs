@@ -132,7 +132,7 @@ pub(super) fn note_working(
 }
 
 /// From this moment on the place may be gone.
-pub(super) fn note_outside(buyer: &mut Buyer, now_us: u64, world: &mut World<'_>) {
+pub fn note_outside(buyer: &mut Buyer, now_us: u64, world: &mut World<'_>) {
     if let Some(index) = buyer.admission.take() {
         let admission = &mut world.notes.admissions[index as usize];
         admission.until_ms = admission.until_ms.min((now_us / 1_000) as u32);

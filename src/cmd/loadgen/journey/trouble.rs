@@ -2,6 +2,7 @@
 
 use super::super::args::Scenario;
 use super::super::buyer::{Buyer, Outcome, Stage};
+use super::super::client::Head;
 use super::super::stats::Op;
 use super::onward::{CHOICES_MAX, ORDER_POLL_US, booking, note_outside, poll_again};
 use super::{Next, Times, World};
@@ -64,14 +65,29 @@ pub(super) fn after_refusal(
     }
 }
 
+/// Asked again, the same request would be answered the same: it was redirected, or is itself at fault. Not so one that
+/// came too early, too late or too often.
+fn is_final(status: u16) -> bool {
+    matches!(status, 300..=499) && !matches!(status, 408 | 409 | 423 | 425 | 429)
+}
+
 /// Something went wrong: try again as a person would, after a pause that grows.
 pub(super) fn after_error(
     buyer: &mut Buyer,
     op: Op,
-    retry_after_s: Option<u32>,
+    answer: Option<&Head>,
     times: Times,
     world: &World<'_>,
 ) -> Next {
+    let (status, retry_after_s) =
+        answer.map_or((0, None), |head| (head.status, head.retry_after_s));
+    if is_final(status) && op != Op::Leave {
+        return if buyer.place.is_some() && buyer.twin_of.is_none() {
+            Next::Leave(Outcome::Failed)
+        } else {
+            Next::End(Outcome::Failed)
+        };
+    }
     if op == Op::Poll {
         return poll_again(buyer, op, times, world);
     }
