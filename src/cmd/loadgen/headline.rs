@@ -3,11 +3,12 @@
 use super::report::{Comparison, Report};
 use super::table::thousands;
 
-/// Who finished, and whatever else must not be overlooked.
+/// A breach, then who finished, then whatever else must not be overlooked.
 pub fn of(report: &Report) -> String {
     let buyers = &report.buyers;
     let open = buyers.offered.saturating_sub(buyers.completed);
-    let mut words = vec![match (buyers.offered, open) {
+    let mut words: Vec<String> = breaches(report).into_iter().collect();
+    words.push(match (buyers.offered, open) {
         (0, _) => "No buyer arrived.".to_owned(),
         (1, 0) => "The buyer finished.".to_owned(),
         (all, 0) => format!("All {} buyers finished.", thousands(all)),
@@ -17,7 +18,7 @@ pub fn of(report: &Report) -> String {
             thousands(open),
             thousands(all)
         ),
-    }];
+    });
     let failed = report.total.failed;
     if failed > 0 {
         let most = report
@@ -40,20 +41,18 @@ pub fn of(report: &Report) -> String {
         "gaveUp" => words.push("The target answered nothing any more, and the run gave up.".into()),
         _ => {}
     }
-    let breaches = report
-        .audit
-        .checks
-        .iter()
-        .filter(|check| check.held == Some(false))
-        .count();
-    match breaches {
-        0 => {}
-        1 => words.push("The audit found a breach.".into()),
-        n => words.push(format!("The audit found {n} breaches.")),
-    }
     words.extend(objectives(report));
     words.extend(report.comparison.as_ref().map(worse));
     words.join(" ")
+}
+
+fn breaches(report: &Report) -> Option<String> {
+    let checks = report.audit.checks.iter();
+    match checks.filter(|check| check.held == Some(false)).count() {
+        0 => None,
+        1 => Some("The audit found a breach.".to_owned()),
+        n => Some(format!("The audit found {n} breaches.")),
+    }
 }
 
 fn objectives(report: &Report) -> Vec<String> {

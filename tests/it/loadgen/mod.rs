@@ -223,6 +223,8 @@ async fn each_broken_promise_is_a_breach() {
             ran.report["audit"]["checks"]
         );
         assert_eq!(ran.code, 1, "{fault:?}");
+        let headline = ran.report["headline"].as_str().unwrap();
+        assert!(headline.starts_with("The audit found "), "{headline}");
     }
 }
 
