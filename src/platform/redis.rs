@@ -9,7 +9,7 @@ mod follow;
 mod health;
 mod sentinel;
 
-use std::{sync::Arc, time::Duration};
+use std::{path::Path, sync::Arc, time::Duration};
 
 pub use self::health::{Writable, watch_writes};
 use self::{
@@ -92,6 +92,19 @@ impl Trust {
             .ok_or_else(|| "the file holds no certificate in PEM form".to_owned())
     }
 
+    /// The certificate authorities in `file`; the public ones without a file.
+    ///
+    /// # Errors
+    /// When the file cannot be read, or holds no certificate; names it.
+    pub fn of_file(file: Option<&Path>) -> Result<Self, String> {
+        let Some(file) = file else {
+            return Ok(Self::default());
+        };
+        let fail = |e: &dyn std::fmt::Display| format!("--redis-ca {}: {e}", file.display());
+        let pem = std::fs::read(file).map_err(|e| fail(&e))?;
+        Self::only(&pem).map_err(|e| fail(&e))
+    }
+
     fn certificates(&self) -> Option<TlsCertificates> {
         self.0.as_ref().map(|pem| TlsCertificates {
             client_tls: None,
@@ -100,7 +113,10 @@ impl Trust {
     }
 
     /// A client of the one server at `url`.
-    fn client(&self, url: &str) -> RedisResult<Client> {
+    ///
+    /// # Errors
+    /// When the URL or the certificates cannot be read.
+    pub fn client(&self, url: &str) -> RedisResult<Client> {
         match self.certificates() {
             Some(certificates) if url.starts_with("rediss://") => {
                 Client::build_with_tls(url, certificates)

@@ -338,14 +338,7 @@ impl StoreArgs {
     /// # Errors
     /// Names the file, and what is wrong with it.
     pub fn redis_trust(&self) -> Result<redis::Trust, Failure> {
-        let Some(file) = &self.redis_ca else {
-            return Ok(redis::Trust::default());
-        };
-        let fail = |e: &dyn std::fmt::Display| {
-            Failure::Usage(format!("--redis-ca {}: {e}", file.display()))
-        };
-        let pem = std::fs::read(file).map_err(|e| fail(&e))?;
-        redis::Trust::only(&pem).map_err(|e| fail(&e))
+        redis::Trust::of_file(self.redis_ca.as_deref()).map_err(Failure::Usage)
     }
 
     /// The database URL of a role on its own.

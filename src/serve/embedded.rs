@@ -82,6 +82,10 @@ impl Embedded {
             stripe_url: build.stripe_url.clone(),
             redis_url: stores.redis()?.to_owned(),
             redis_prefix: stores.redis_prefix.clone(),
+            redis_ca: stores
+                .redis_ca
+                .clone()
+                .map(|file| std::path::absolute(&file).unwrap_or(file)),
             database_url: stores.database()?.to_owned(),
         };
         self.write_ops_token(build).map_err(fail)?;

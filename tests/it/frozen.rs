@@ -6,13 +6,14 @@ use std::time::{Duration, Instant};
 use nix::sys::signal::Signal;
 use sqlx::{Connection, PgConnection};
 
-use crate::harness::send;
 use crate::harness::steps::{self, Sale};
 use crate::harness::twins::Twins;
+use crate::harness::{eventually, send};
 use crate::outages::Shopper;
 
-/// From the freeze to the work of the other instance, and a little for a busy machine.
-const TAKEOVER_MAX: Duration = Duration::from_secs(14);
+/// From the freeze to the work of the other instance: ten seconds, and as much for a busy machine.
+/// Session locks kept it from the work for as long as the freeze lasted.
+const TAKEOVER_MAX: Duration = Duration::from_secs(20);
 
 /// One buys at `at` until CONFIRMED; how long that took.
 async fn bought(at: &Sale, nth: usize) -> (String, Duration) {
@@ -70,12 +71,20 @@ async fn a_frozen_instance_is_replaced_and_thawed_changes_nothing() {
         futures_util::future::join_all((4..9).map(|nth| bought(&twins.at_second, nth))).await;
     let slowest = orders.iter().map(|(_, took)| *took).max().unwrap();
     assert!(slowest < TAKEOVER_MAX, "CONFIRMED only after {slowest:?}");
-    let after = holders(&twins.database_url).await;
-    for ((name, old, low), (_, new, high)) in before.iter().zip(&after) {
-        assert!(
-            old != new && high > low,
-            "{name} was not taken over: {before:?} {after:?}"
-        );
+    // On a busy machine the second may have got some of them before the freeze.
+    let mut after = Vec::new();
+    eventually("no lease is the frozen one's", async || {
+        after = holders(&twins.database_url).await;
+        (after.iter()).all(|(_, holder, _)| !twins.first_holders.contains(holder))
+    })
+    .await;
+    let of_first = before.iter().zip(&after);
+    let of_first: Vec<_> = of_first
+        .filter(|((_, holder, _), _)| twins.first_holders.contains(holder))
+        .collect();
+    assert!(!of_first.is_empty(), "{before:?}");
+    for ((name, _, low), (_, _, high)) in of_first {
+        assert!(high > low, "{name}: {before:?} {after:?}");
     }
     // Well past the takeover, so that it finds all of its leases gone.
     tokio::time::sleep(Duration::from_secs(11).saturating_sub(frozen.elapsed())).await;

@@ -224,6 +224,7 @@ async fn audited(server: &Server) {
         database_url: runtime.database_url,
         redis_url: Some(runtime.redis_url),
         redis_prefix: "tp".to_owned(),
+        redis_ca: None,
         stripe: Some((server.sale.stripe.base.clone(), Secret::new(&*key))),
         wait: Duration::from_secs(15),
         young: Duration::ZERO,

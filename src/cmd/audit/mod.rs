@@ -23,7 +23,7 @@ use crate::{
         db,
         embedded::runtime::RuntimeFile,
         failure::Failure,
-        redis::{self, Redis},
+        redis::{self, Redis, Trust},
         secret::Secret,
     },
     serve::{reservations, secrets::Kept},
@@ -79,6 +79,10 @@ pub struct Args {
         value_name = "URL"
     )]
     pub redis_url: Option<Secret>,
+    /// PEM file of the certificate authorities that Redis is checked against, where its URL begins with
+    /// rediss [default: as the running embedded server says; else the public ones]
+    #[arg(long, env = "TICKETPING_REDIS_CA", value_name = "FILE")]
+    pub redis_ca: Option<PathBuf>,
     /// What Redis keys begin with [default: as the embedded server says; else tp]
     #[arg(long, env = "TICKETPING_REDIS_PREFIX", value_name = "PREFIX")]
     pub redis_prefix: Option<String>,
@@ -119,6 +123,8 @@ pub struct Config {
     pub redis_url: Option<String>,
     /// In front of its keys.
     pub redis_prefix: String,
+    /// The certificate authorities that it is checked against, where they are not the public ones.
+    pub redis_ca: Option<PathBuf>,
     /// Stripe or its sandbox, and the secret key; without it Stripe's side is not compared.
     pub stripe: Option<(String, Secret)>,
     /// How long to look again before a breach counts.
@@ -324,6 +330,7 @@ impl Args {
                 redis_prefix: self
                     .redis_prefix
                     .unwrap_or_else(|| redis::DEFAULT_PREFIX.to_owned()),
+                redis_ca: self.redis_ca,
                 stripe,
                 wait: self.wait,
                 young: self.young,
@@ -336,6 +343,7 @@ impl Args {
         Ok(Config {
             redis_url: redis_url.or(found.redis_url),
             redis_prefix: self.redis_prefix.unwrap_or(found.redis_prefix),
+            redis_ca: self.redis_ca.or(found.redis_ca),
             stripe: stripe.or(found.stripe),
             young: self.young,
             since: self.since,
@@ -370,6 +378,7 @@ impl Config {
             database_url: running.database_url,
             redis_url: Some(running.redis_url),
             redis_prefix: running.redis_prefix,
+            redis_ca: running.redis_ca,
             stripe,
             wait,
             young: YOUNG,
@@ -390,7 +399,10 @@ pub async fn run_checks(config: &Config) -> Result<Report, String> {
     let pool = db::pool_with(&config.database_url, "public", 2, more)?;
     let orders = db::pool(&config.database_url, reservations::SCHEMA, 1)?;
     let redis = match &config.redis_url {
-        Some(url) => Some(Redis::connect(url).await?),
+        Some(url) => {
+            let trust = Trust::of_file(config.redis_ca.as_deref())?;
+            Some(Redis::connect_trusting(url, trust).await?)
+        }
         None => None,
     };
     let until = tokio::time::Instant::now() + config.wait;

@@ -55,6 +55,8 @@ pub struct Target {
 pub struct Stores {
     pub data_dir: PathBuf,
     pub redis_url: String,
+    /// The certificate authorities that it is checked against, where they are not the public ones.
+    pub redis_ca: Option<PathBuf>,
     /// What its keys begin with.
     pub redis_prefix: String,
 }

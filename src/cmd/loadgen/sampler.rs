@@ -13,6 +13,7 @@ use super::plan::Target;
 use super::report::Sample;
 use super::seatmap::{self, SeatCounts};
 use super::wire::QueueView;
+use crate::platform::redis::Trust;
 
 const EVERY: Duration = Duration::from_millis(500);
 /// What a sweep a second, and a busy machine, may leave.
@@ -178,11 +179,17 @@ impl Sampler {
     }
 
     async fn redis(&self, samples: &mut Samples) -> Option<redis::aio::MultiplexedConnection> {
-        let url = self.target.stores.as_ref()?.redis_url.as_str();
+        let stores = self.target.stores.as_ref()?;
+        let trust = match Trust::of_file(stores.redis_ca.as_deref()) {
+            Ok(trust) => trust,
+            Err(error) => {
+                samples.redis_error = Some(error);
+                return None;
+            }
+        };
         let connected = async {
-            redis::Client::open(url)?
-                .get_multiplexed_async_connection()
-                .await
+            let client = trust.client(&stores.redis_url)?;
+            client.get_multiplexed_async_connection().await
         };
         match tokio::time::timeout(Duration::from_secs(3), connected).await {
             Ok(Ok(connection)) => Some(connection),

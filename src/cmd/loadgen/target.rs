@@ -88,6 +88,7 @@ pub async fn find(args: &TargetArgs) -> anyhow::Result<Found> {
             stores: known.map(|known| Stores {
                 data_dir: args.data_dir.clone(),
                 redis_url: known.redis_url,
+                redis_ca: known.redis_ca,
                 redis_prefix: known.redis_prefix,
             }),
         },

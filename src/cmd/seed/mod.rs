@@ -274,7 +274,7 @@ async fn seed(args: &Args, target: &Target, stop: Arc<AtomicBool>) -> Result<Sum
         reset::refuse_live_database(&pool).await?;
         reset::database(&pool).await.map_err(failed)?;
         if let Some(url) = &target.redis_url {
-            reset::live_state(url, &target.redis_prefix)
+            reset::live_state(url, target.redis_ca.as_deref(), &target.redis_prefix)
                 .await
                 .map_err(Failure::Failed)?;
         }

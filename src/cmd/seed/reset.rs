@@ -1,13 +1,20 @@
 //! `--reset`: empties every schema of Ticketping's, and the live state in Redis with it.
 
-use std::io::{BufRead, IsTerminal, Write};
+use std::{
+    io::{BufRead, IsTerminal, Write},
+    path::Path,
+};
 
 use chrono::{DateTime, Utc};
 use redis::AsyncCommands;
 use sqlx::PgPool;
 
 use crate::{
-    platform::{failure::Failure, redis::Redis, secret::Secret},
+    platform::{
+        failure::Failure,
+        redis::{Redis, Trust},
+        secret::Secret,
+    },
     serve::{payments, queue},
 };
 
@@ -119,13 +126,15 @@ pub async fn database(pool: &PgPool) -> sqlx::Result<()> {
     tx.commit().await
 }
 
-/// Removes every key that begins with `prefix:`, on every primary.
+/// Removes every key that begins with `prefix:`, on every primary. `ca`: the certificate authorities
+/// that Redis is checked against, where they are not the public ones.
 ///
 /// # Errors
 /// One sentence: Redis is away.
-pub async fn live_state(url: &str, prefix: &str) -> Result<(), String> {
+pub async fn live_state(url: &str, ca: Option<&Path>, prefix: &str) -> Result<(), String> {
     let fail = |error: redis::RedisError| format!("cannot empty Redis: {error}");
-    let mut redis = Redis::connect(url).await?;
+    let trust = Trust::of_file(ca)?;
+    let mut redis = Redis::connect_trusting(url, trust).await?;
     let pattern = format!("{}:*", prefix.replace(['*', '?', '[', ']', '\\'], "?"));
     for primary in redis.primaries().await.map_err(fail)? {
         let client = redis.client_of(&primary).map_err(fail)?;

@@ -49,6 +49,10 @@ pub struct TargetArgs {
         value_name = "URL"
     )]
     pub redis_url: Option<Secret>,
+    /// PEM file of the certificate authorities that Redis is checked against, where its URL begins with
+    /// rediss [default: as the running embedded server says; else the public ones]
+    #[arg(long, env = "TICKETPING_REDIS_CA", value_name = "FILE")]
+    pub redis_ca: Option<PathBuf>,
     /// What Redis keys begin with [default: as the running embedded server says; else tp]
     #[arg(long, env = "TICKETPING_REDIS_PREFIX", value_name = "PREFIX")]
     pub redis_prefix: Option<String>,
@@ -62,6 +66,8 @@ pub struct Target {
     pub redis_url: Option<String>,
     /// What keys begin with there.
     pub redis_prefix: String,
+    /// The certificate authorities that it is checked against, where they are not the public ones.
+    pub redis_ca: Option<PathBuf>,
     embedded: Option<EmbeddedStores>,
 }
 
@@ -81,12 +87,13 @@ impl TargetArgs {
     pub async fn open(&self) -> Result<Target, Failure> {
         let redis_url = self.redis_url.as_ref().map(|url| url.expose().to_owned());
         let default_prefix = || redis::DEFAULT_PREFIX.to_owned();
-        let prefix = self.redis_prefix.clone();
+        let (prefix, redis_ca) = (self.redis_prefix.clone(), self.redis_ca.clone());
         if let Some(url) = &self.database_url {
             return Ok(Target {
                 database_url: url.expose().to_owned(),
                 redis_url,
                 redis_prefix: prefix.unwrap_or_else(default_prefix),
+                redis_ca,
                 embedded: None,
             });
         }
@@ -101,6 +108,7 @@ impl TargetArgs {
                 database_url: server.database_url,
                 redis_url: Some(redis_url.unwrap_or(server.redis_url)),
                 redis_prefix: prefix.unwrap_or(server.redis_prefix),
+                redis_ca: redis_ca.or(server.redis_ca),
                 embedded: None,
             });
         }
@@ -112,6 +120,7 @@ impl TargetArgs {
             database_url: stores.database_url().to_owned(),
             redis_url: Some(redis_url.unwrap_or_else(|| stores.redis_url().to_owned())),
             redis_prefix: prefix.unwrap_or_else(default_prefix),
+            redis_ca,
             embedded: Some(stores),
         })
     }

@@ -25,6 +25,9 @@ pub struct RuntimeFile {
     pub redis_url: String,
     /// What its keys begin with.
     pub redis_prefix: String,
+    /// The certificate authorities that it is checked against, where they are not the public ones.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub redis_ca: Option<PathBuf>,
     pub database_url: String,
     /// Tells the server from a later process that got its pid.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -39,6 +42,7 @@ pub struct Served {
     pub stripe_url: String,
     pub redis_url: String,
     pub redis_prefix: String,
+    pub redis_ca: Option<PathBuf>,
     pub database_url: String,
 }
 
@@ -63,6 +67,7 @@ impl RuntimeFile {
             stripe_url: served.stripe_url,
             redis_url: served.redis_url,
             redis_prefix: served.redis_prefix,
+            redis_ca: served.redis_ca,
             database_url: served.database_url,
             process: Identity::of(pid),
         };
@@ -107,6 +112,7 @@ mod tests {
             stripe_url: "http://127.0.0.1:12111".into(),
             redis_url: "redis://:secret@127.0.0.1:20000/0".into(),
             redis_prefix: "tp".into(),
+            redis_ca: None,
             database_url: "postgres://u:secret@127.0.0.1:20001/d".into(),
         }
     }

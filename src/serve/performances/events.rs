@@ -1,5 +1,6 @@
 //! Sold counters, kept from what reservations tell of orders.
 
+use chrono::{DateTime, Utc};
 use serde::Deserialize;
 use sqlx::{PgConnection, PgPool};
 use uuid::Uuid;
@@ -108,6 +109,26 @@ pub(super) async fn count_missed(pool: &PgPool, sales: &[Sale]) -> sqlx::Result<
         );
     }
     Ok(missed.len())
+}
+
+/// Notes that everything sold from `from` up to `up_to` is counted. Up to when all is known now:
+/// a stretch that does not follow on what was known adds nothing.
+pub(super) async fn told(
+    pool: &PgPool,
+    from: Option<DateTime<Utc>>,
+    up_to: Option<DateTime<Utc>>,
+) -> sqlx::Result<DateTime<Utc>> {
+    sqlx::query_scalar(
+        "insert into sales_told as known (up_to) values (case when $1 <= $3 then coalesce($2, $3) else $3 end)
+         on conflict (one) do update
+             set up_to = case when $1 <= known.up_to then greatest(known.up_to, $2) else known.up_to end
+         returning up_to",
+    )
+    .bind(from)
+    .bind(up_to)
+    .bind(DateTime::<Utc>::default())
+    .fetch_one(pool)
+    .await
 }
 
 /// Counts an order once, whatever is told of it and however often.

@@ -399,14 +399,24 @@ struct CatalogueHead {
 
 /// What reservations has sold.
 #[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
 struct Sold {
     sales: Vec<super::events::Sale>,
+    /// All that was sold from here on up to there; nothing is said by an earlier version.
+    #[serde(default)]
+    from: Option<DateTime<Utc>>,
+    #[serde(default)]
+    up_to: Option<DateTime<Utc>>,
 }
 
 /// How many of them no event had told.
 #[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
 struct Missed {
     missed: usize,
+    /// Up to when this role knows all sales: less than where the caller began, when this
+    /// schema was restored to an older state.
+    known_up_to: DateTime<Utc>,
 }
 
 /// Counts the sales that no event told.
@@ -416,7 +426,11 @@ async fn count_sales(
     Json(sold): Json<Sold>,
 ) -> Result<Json<Missed>, Problem> {
     let missed = super::events::count_missed(&state.pool, &sold.sales).await?;
-    Ok(Json(Missed { missed }))
+    let known_up_to = super::events::told(&state.pool, sold.from, sold.up_to).await?;
+    Ok(Json(Missed {
+        missed,
+        known_up_to,
+    }))
 }
 
 async fn catalogue(

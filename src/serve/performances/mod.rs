@@ -29,7 +29,7 @@ use crate::platform::{
 /// The schema of this role.
 pub const SCHEMA: &str = "performances";
 /// Its migrations.
-pub static MIGRATOR: crate::platform::db::Migrations = crate::migrations!("performances": "0001_performances", "0002_leases", "0003_sales_end", "0012_alarms");
+pub static MIGRATOR: crate::platform::db::Migrations = crate::migrations!("performances": "0001_performances", "0002_leases", "0003_sales_end", "0012_alarms", "0013_sales_told");
 
 /// How often messages that were put aside are looked for.
 const WATCH_EVERY: Duration = Duration::from_secs(15);

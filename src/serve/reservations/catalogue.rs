@@ -389,10 +389,10 @@ impl Catalogues {
     ///
     /// # Errors
     /// When performances does not answer.
-    pub async fn tell_sales(
+    pub async fn tell_sales<Told: serde::de::DeserializeOwned>(
         &self,
         sales: &(impl serde::Serialize + Sync),
-    ) -> Result<serde_json::Value, UpstreamError> {
+    ) -> Result<Told, UpstreamError> {
         self.performances
             .post_json("/internal/v1/sales", sales)
             .await

@@ -220,25 +220,63 @@ impl Reservations {
         let to = Utc::now() - chrono::Duration::seconds(SALES_LATE_S);
         for _ in 0..SALES_PAGES {
             let page = self.sales_between(from, to).await?;
-            let Some(last) = page.sales.last().map(|sale| sale.at) else {
-                break;
+            let up_to = match page.sales.last().map(|sale| sale.at) {
+                None => from,
+                // The last one is told again where more of its microsecond may follow.
+                Some(last) if page.more => last,
+                Some(last) => last + chrono::Duration::microseconds(1),
             };
-            let told: serde_json::Value = self.catalogues.tell_sales(&page).await?;
-            if let Some(missed @ 1..) = told["missed"].as_u64() {
-                tracing::warn!(missed, "performances had missed {missed} sales");
+            let telling = Telling {
+                sales: &page.sales,
+                from,
+                up_to,
+            };
+            let told: Told = self.catalogues.tell_sales(&telling).await?;
+            if told.missed > 0 {
+                tracing::warn!(
+                    missed = told.missed,
+                    "performances had missed {} sales",
+                    told.missed
+                );
             }
-            // The last one is told again where more of its microsecond may follow.
-            from = match page.more {
-                true => last,
-                false => last + chrono::Duration::microseconds(1),
-            };
-            scan.save(&from).await?;
-            if !page.more || !scan.hold().await? {
+            let known = told.known_up_to.unwrap_or(up_to);
+            let older = known < from;
+            if older {
+                tracing::warn!(
+                    since = %known,
+                    "performances knows the sales up to {known} only, as after a restore: it is told again of later ones"
+                );
+            }
+            let done = !older && !page.more;
+            if known.min(up_to) != from {
+                from = known.min(up_to);
+                scan.save(&from).await?;
+            }
+            if done || !scan.hold().await? {
                 break;
             }
         }
         Ok(())
     }
+}
+
+/// What performances is told: all sales from one moment up to another.
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct Telling<'a> {
+    sales: &'a [Sale],
+    from: DateTime<Utc>,
+    up_to: DateTime<Utc>,
+}
+
+/// What it answers.
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub(super) struct Told {
+    missed: u64,
+    /// Up to when it knows all sales; not said by performances of an earlier version.
+    #[serde(default)]
+    known_up_to: Option<DateTime<Utc>>,
 }
 
 #[derive(Deserialize)]

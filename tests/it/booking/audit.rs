@@ -20,6 +20,7 @@ async fn config(world: &World) -> Config {
         database_url: world.database.clone(),
         redis_url: Some(harness::stores().await.redis_url.clone()),
         redis_prefix: world.prefix.clone(),
+        redis_ca: None,
         stripe: None,
         wait: std::time::Duration::ZERO,
         young: std::time::Duration::from_secs(60),

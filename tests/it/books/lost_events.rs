@@ -160,6 +160,17 @@ async fn what_audit_detects_and_nobody_can_repair_is_an_alarm() {
     no_alarm(&server, "ORDER_NOT_PAID", MINUTE).await;
     balanced(&server, MINUTE).await;
     assert_eq!(alarms(&server).await.len(), 0);
+    // The schema of performances alone is restored to a state before the sale.
+    let told = "select count(*) from performances.sales_told where up_to > '2020-01-01'";
+    until_count(&server, told, 1, MINUTE).await;
+    let sold = "select coalesce(sum(sold), 0)::bigint from performances.schedule_sales";
+    let before = count(&server, sold).await;
+    assert!(before > 0);
+    for lost in ["counted_orders", "schedule_sales", "sales_told"] {
+        sql(&server, &format!("delete from performances.{lost}")).await;
+    }
+    until_count(&server, sold, before, MINUTE).await;
+    balanced(&server, MINUTE).await;
 }
 
 /// Asked for the end of a payment that has succeeded, payments says so, as often as it is asked.

@@ -461,6 +461,7 @@ impl World {
             database_url,
             redis_url: Some(redis_url),
             redis_prefix: "tp".to_owned(),
+            redis_ca: None,
             stripe: Some((self.stripe.base.clone(), Secret::new(&*key))),
             wait,
             young: Duration::ZERO,

@@ -15,8 +15,10 @@ use super::steps::{self, Sale};
 use crate::harness;
 
 pub struct Twins {
-    /// Started first, so it has taken every lease before the other came.
+    /// Started first, so it has taken every relay's lease before the other came.
     pub first: Process,
+    /// The names under which it holds them, one for each role.
+    pub first_holders: Vec<String>,
     pub second: Process,
     /// The sale as each instance serves it. Webhooks go to the second.
     pub at_first: Sale,
@@ -54,17 +56,20 @@ impl Twins {
         ready(&dir, "first.log").await;
         // A relay takes its leases just after its process is ready: the second finds all taken.
         let mut conn = PgConnection::connect(&stores.database_url).await.unwrap();
+        let mut held: Vec<String> = Vec::new();
         harness::eventually("the first instance holds every relay's lease", async || {
-            let held: i64 = sqlx::query_scalar(
-                "select (select count(*) from payments.leases where name like 'outbox%')
-                      + (select count(*) from reservations.leases where name like 'outbox%')",
+            held = sqlx::query_scalar(
+                "select holder::text from payments.leases where name like 'outbox%'
+                 union all
+                 select holder::text from reservations.leases where name like 'outbox%'",
             )
-            .fetch_one(&mut conn)
+            .fetch_all(&mut conn)
             .await
             .unwrap();
-            held == 16
+            held.len() == 16
         })
         .await;
+        held.dedup();
         let second = start(&["serve", "all", "--listen", &at(ports[5])], "second.log");
         ready(&dir, "second.log").await;
         let url = |port: u16| Http::new(&format!("http://{}", at(port)));
@@ -75,6 +80,7 @@ impl Twins {
         };
         Self {
             first,
+            first_holders: held,
             second,
             at_first: sale(ports[7]),
             at_second: sale(ports[5]),
@@ -103,6 +109,7 @@ impl Twins {
             database_url: self.stores.database_url.clone(),
             redis_url: Some(self.stores.redis_url.clone()),
             redis_prefix: self.stores.redis_prefix.clone(),
+            redis_ca: None,
             stripe: Some((
                 self.at_first.stripe.base.clone(),
                 Secret::new(&*self.stripe_key),

@@ -9,7 +9,11 @@ use ticketping::{
 use uuid::Uuid;
 
 use super::{redis_server::RedisServer, world::*};
-use crate::harness;
+use crate::harness::{
+    self,
+    partition::{Cut, Link},
+    process,
+};
 
 fn few(max_working: u32) -> Config {
     Config {
@@ -151,6 +155,39 @@ async fn tls_is_checked_against_the_ca_that_is_given() {
     let listener = redis.client_of(&url).unwrap();
     listener.get_async_pubsub().await.unwrap();
     assert!(Trust::only(b"no certificate").is_err());
+
+    // The commands for operators, too.
+    let database = harness::fresh_database().await;
+    let (ca, dir) = (file("ca.pem"), dir.display().to_string());
+    let stores = [
+        "--database-url",
+        &database,
+        "--redis-url",
+        &url,
+        "--data-dir",
+        &dir,
+    ];
+    let audit = [&["audit", "--timeout", "0s"], &stores[..]].concat();
+    let seed = [
+        "seed",
+        "--reset",
+        "--yes",
+        "--performances",
+        "0",
+        "--users",
+        "0",
+    ];
+    let seed = [&seed[..], &stores].concat();
+    for args in [seed, audit] {
+        let (code, out, err) = process::run(&args, &[]).await;
+        assert!(
+            code != 0 && err.contains("certificate"),
+            "{args:?}: {out}\n{err}"
+        );
+        let trusting = [&args[..], &["--redis-ca", &ca]].concat();
+        let (code, out, err) = process::run(&trusting, &[]).await;
+        assert_eq!(code, 0, "{args:?}: {out}\n{err}");
+    }
 }
 
 /// One person works, two wait; the first leaves, so that the next has a claim. That one's token.
@@ -470,4 +507,57 @@ async fn a_queue_that_nobody_asks_for_is_swept_all_the_same() {
     );
     assert_eq!(world.meta("lapsed").await, Some(1));
     assert_eq!(world.working().await, 0);
+}
+
+/// One of two instances is cut off from Redis as a network does it: while the other admits people, it
+/// does not tell them that they wait, and once the link is back it serves again.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_instance_that_is_cut_off_tells_nobody_to_wait() {
+    let redis = RedisServer::start(&[]).await;
+    let link = Link::start(&format!("127.0.0.1:{}", redis.port)).await;
+    let mut world = World::on(few(1), redis.url(), harness::fresh_database().await).await;
+    let a = world.instance().await;
+    world.redis_url = link.instead_of(&redis.url());
+    let b = world.instance().await;
+    world.redis_url = redis.url();
+    let works = token(&world.enter(&a, Uuid::now_v7()).await.1);
+    let next = token(&world.enter(&a, Uuid::now_v7()).await.1);
+    let shown = until(Duration::from_secs(10), async || {
+        let (code, place) = world.ask(&b, &next).await;
+        code == 200 && status(&place) == "WAITING"
+    })
+    .await;
+    assert!(shown.is_some());
+
+    link.cut(Cut {
+        to_server: true,
+        to_client: true,
+        forget: true,
+    });
+    assert_eq!(world.leave(&a, &works).await.0, 204);
+    let admitted = until(Duration::from_secs(10), async || {
+        world.public(&a).await["servedNumber"] == 2
+    })
+    .await;
+    assert!(admitted.is_some());
+    let honest = until(Duration::from_secs(10), async || {
+        world.ask(&b, &next).await.0 == 503
+    })
+    .await;
+    assert!(honest.is_some(), "{:?}", world.ask(&b, &next).await);
+    for _ in 0..20 {
+        let (code, place) = world.ask(&b, &next).await;
+        assert_eq!(code, 503, "{place}");
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    assert_eq!(status(&world.ask(&a, &next).await.1), "WORKING");
+
+    link.heal();
+    let back = until(Duration::from_secs(20), async || {
+        let (code, place) = world.ask(&b, &next).await;
+        code == 200 && status(&place) == "WORKING"
+    })
+    .await;
+    assert!(back.is_some(), "{:?}", world.ask(&b, &next).await);
+    assert_eq!(world.meta("noShows").await.unwrap_or(0), 0);
 }
