@@ -310,12 +310,20 @@ impl Payments {
             // Repeating the attempt finds what it made; nobody else can.
             None => {
                 let made = self.stripe.create_intent(&payment.new_intent()).await;
-                if let Err(StripeFailure::Refused { .. }) = &made {
+                let made = match made {
+                    Ok(made) => made,
                     // That attempt made nothing, and never will.
-                    store::cleaned(&self.pool, payment.id).await?;
-                    return Ok(());
-                }
-                let made = made.map_err(Error::Stripe)?;
+                    Err(StripeFailure::Refused { .. }) => {
+                        return Ok(store::cleaned(&self.pool, payment.id).await?);
+                    }
+                    // The key shows nothing, ever. Nobody was given a secret of what that attempt
+                    // made, if anything: leave it behind.
+                    Err(StripeFailure::Burnt(cause)) => {
+                        tracing::warn!(payment.id = %payment.id, cause, "an attempt of a closed order is lost at Stripe");
+                        return Ok(store::cleaned(&self.pool, payment.id).await?);
+                    }
+                    Err(unknown @ StripeFailure::Unknown(_)) => return Err(Error::Stripe(unknown)),
+                };
                 self.stripe
                     .cancel_intent(&made.id)
                     .await

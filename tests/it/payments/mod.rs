@@ -18,6 +18,7 @@ use std::time::{Duration, Instant};
 
 use sqlx::{Connection, PgConnection};
 
+use crate::harness::eventually;
 use crate::harness::server::{Server, pause};
 use crate::harness::steps::pay;
 
@@ -148,6 +149,35 @@ async fn an_unknown_answer_at_creation_leads_to_one_payable_intent() {
             assert_eq!(intents.len(), 1, "{fault}: {intents:?}");
         }
     }
+}
+
+/// The order ends while Stripe keeps a failure under the attempt's key: asking under that key again
+/// shows nothing, ever, and nobody was given a secret. So nothing is left to do.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_attempt_that_stripe_keeps_failing_is_cleaned_up_with_its_order() {
+    let server = Server::open("1", "60s", &[]).await;
+    let buyer = &server.sale.buyers[0];
+    let order = server.hold(buyer).await.str("id");
+    server.faults("create/error_stored").await;
+    server.begin(buyer, &order).await.expect(503);
+    let cancelled = server.cancel(buyer, &order).await.expect(200);
+    assert_eq!(cancelled.body["status"], "CANCELLED");
+    server.faults("").await;
+    let mut books = PgConnection::connect(&server.database_url()).await.unwrap();
+    eventually("the payment is cleaned up", async || {
+        let (state, cleanup): (String, bool) = sqlx::query_as(
+            "select state, cleanup from payments.payments where order_id = $1::uuid",
+        )
+        .bind(&order)
+        .fetch_one(&mut books)
+        .await
+        .unwrap();
+        assert_eq!(state, "CANCELLED");
+        !cleanup
+    })
+    .await;
+    let (code, report) = server.audit(true).await;
+    assert_eq!(code, 0, "{report}");
 }
 
 /// The money arrives while the hold has ended: either the same seats, or all of it back.
