@@ -130,6 +130,11 @@ pub async fn run(args: Args) -> anyhow::Result<u8> {
                 "top draws on a terminal, and stdout is none: --once prints a table, --json lines of JSON"
             );
         }
+        if std::env::var("TERM").is_ok_and(|term| term == "dumb") {
+            bail!(
+                "top draws anywhere on a terminal, and TERM=dumb is one that only prints: --once prints a table, --json lines of JSON"
+            );
+        }
         run::run(
             reader,
             args.interval,

@@ -293,6 +293,7 @@ pub async fn keep_reading(
     events: mpsc::Sender<Event>,
     mut orders: mpsc::Receiver<Effect>,
 ) {
+    let mut told = reader.url().to_owned();
     let mut detail = None;
     let mut failures = 0;
     let mut next = Instant::now();
@@ -334,6 +335,12 @@ pub async fn keep_reading(
                 }
             }
         };
+        if reader.url() != told {
+            reader.url().clone_into(&mut told);
+            if events.send(Event::Moved(told.clone())).await.is_err() {
+                return;
+            }
+        }
         if events.send(event).await.is_err() {
             return;
         }

@@ -176,7 +176,7 @@ macro_rules! bind {
 #[rustfmt::skip] // A table is read by rows.
 pub const BINDINGS: &[Binding] = &[
     bind!(&[Overview], [key(KeyCode::Enter), key(KeyCode::Right)], Action::Open, Some("open"), "Open the chosen queue"),
-    bind!(&[Overview], [char('/')], Action::Filter, Some("filter"), "Show only queues whose title, hall, phase or id has these words"),
+    bind!(&[Overview], [char('/')], Action::Filter, Some("filter"), "Show only queues with these words; id:0193 looks for an id"),
     bind!(&[Overview], [char('s'), char('>')], Action::SortNext, Some("sort"), "Sort by the next column"),
     bind!(&[Overview], [char('<')], Action::SortPrevious, None, "Sort by the previous column"),
     bind!(&[Overview], [char('R')], Action::SortReverse, Some("reverse"), "Turn the order around"),

@@ -165,7 +165,7 @@ fn queue_table(overview: &Overview) -> String {
     ]);
     for row in super::state::table::Table::default().rows(&overview.queues) {
         table.add_row([
-            row.title.clone(),
+            format::printable(&row.title),
             phase_name(row.phase),
             (row.waiting + row.registered).to_string(),
             row.working.to_string(),

@@ -46,9 +46,11 @@ impl Screen {
         execute!(stdout(), EndSynchronizedUpdate)
     }
 
-    /// Everything anew at the next draw.
+    /// Everything anew at the next draw. `Terminal::clear` would ask the terminal where its cursor
+    /// is, and the thread that reads keys takes the answer.
     pub(super) fn forget(&mut self) -> io::Result<()> {
-        self.terminal.clear()
+        let size = self.terminal.size()?;
+        self.terminal.resize(size.into())
     }
 
     /// Ctrl-Z: the shell gets its terminal, `fg` brings us back.
@@ -56,7 +58,7 @@ impl Screen {
         give_back();
         nix::sys::signal::raise(nix::sys::signal::Signal::SIGTSTP).map_err(io::Error::from)?;
         enter()?;
-        self.terminal.clear()
+        self.forget()
     }
 }
 

@@ -198,6 +198,40 @@ async fn an_operator_watches_pauses_and_resumes_a_sale() {
     assert_eq!(server.interrupt().await, Some(0));
 }
 
+/// Ctrl-L draws everything anew; Ctrl-Z gives the terminal to the shell, and `fg` brings us back.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_redraw_and_a_rest_in_the_background_end_nothing() {
+    let (mut server, _) = busy_sale().await;
+    let terminal = Terminal::open(80, 24);
+    let dir = server.dir.to_str().unwrap().to_owned();
+    terminal.type_in(&format!("{BIN} top --data-dir {dir}"));
+    terminal.press("Enter");
+    terminal.shows("1 queues  waiting 3").await;
+    terminal.press("C-l");
+    // The list of keys, and back: it still listens.
+    terminal.press("?");
+    terminal.shows("Ten up").await;
+    terminal.press("Escape");
+    terminal.shows("/ filter").await;
+    terminal.press("C-z");
+    terminal.shows("Stopped").await;
+    terminal.type_in("clear; echo in the meantime");
+    terminal.press("Enter");
+    terminal.shows("in the meantime").await;
+    terminal.type_in("fg");
+    terminal.press("Enter");
+    let screen = terminal.shows("1 queues  waiting 3").await;
+    assert!(!screen.contains("in the meantime"), "{screen}");
+    terminal.press("?");
+    terminal.shows("Ten up").await;
+    terminal.press("q");
+    terminal.shows("in the meantime").await;
+    terminal.type_in("echo left with $?");
+    terminal.press("Enter");
+    terminal.shows("left with 0").await;
+    assert_eq!(server.interrupt().await, Some(0));
+}
+
 async fn change(server: &Server, performance: &str, body: serde_json::Value) {
     let auth = server.admin();
     let path = format!("/admin/v1/queues/{performance}");
@@ -248,10 +282,12 @@ async fn a_lost_server_is_a_state_and_comes_back() {
         any,
     ];
     let again = Process::start(&args, &[], &log);
-    process::runtime_file(&dir, &log).await;
+    let runtime = process::runtime_file(&dir, &log).await;
+    let url = runtime["url"].as_str().unwrap();
     // On another port, found by the data directory; r does not wait for the next try.
     terminal.press("r");
     terminal.shows("live").await;
+    terminal.shows(url.trim_end_matches('/')).await;
     terminal.press("C-c");
     assert_eq!(again.interrupt().await, Some(0));
 }

@@ -41,6 +41,8 @@ pub enum Event {
         error: String,
         retry_at: DateTime<Utc>,
     },
+    /// The server is looked for at this URL from now on.
+    Moved(String),
     Audit(Vec<AuditLine>),
     /// The outcome of a change.
     Changed(Result<String, String>),

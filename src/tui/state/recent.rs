@@ -119,7 +119,7 @@ fn differences(before: &QueueRow, after: &QueueRow) -> Vec<String> {
     let mut texts = Vec::new();
     if before.epoch != after.epoch {
         texts.push(format!(
-            "Redis lost its state: epoch {} → {}",
+            "Redis began a new epoch: {} → {}",
             before.epoch, after.epoch
         ));
     }

@@ -2,6 +2,7 @@
 
 use std::cmp::Ordering;
 
+use unicode_normalization::UnicodeNormalization as _;
 use uuid::Uuid;
 
 use crate::platform::overview::{Phase, QueueRow};
@@ -106,11 +107,7 @@ impl Default for Table {
 impl Table {
     /// The rows to show, in order. Ties stand by title, then id: rows never jump about.
     pub fn rows<'a>(&self, queues: &'a [QueueRow]) -> Vec<&'a QueueRow> {
-        let words: Vec<String> = self
-            .filter
-            .split_whitespace()
-            .map(str::to_lowercase)
-            .collect();
+        let words: Vec<String> = self.filter.split_whitespace().map(folded).collect();
         let mut rows: Vec<&QueueRow> = queues.iter().filter(|row| matches(row, &words)).collect();
         rows.sort_by(|a, b| {
             let order = self.sort.compare(a, b);
@@ -171,16 +168,27 @@ impl Table {
     }
 }
 
+/// Before a word that is looked for in ids: hardly a short word that no id has somewhere.
+const OF_ID: &str = "id:";
+
+/// As words are compared: what a Mac writes as letter and accent is the letter with its accent.
+fn folded(text: &str) -> String {
+    text.nfkc()
+        .collect::<String>()
+        .to_lowercase()
+        .nfkc()
+        .collect()
+}
+
 fn matches(row: &QueueRow, words: &[String]) -> bool {
     if words.is_empty() {
         return true;
     }
-    let text = format!(
-        "{} {} {:?} {}",
-        row.title, row.venue_name, row.phase, row.performance_id
-    )
-    .to_lowercase();
-    words.iter().all(|word| text.contains(word))
+    let text = folded(&format!("{} {} {:?}", row.title, row.venue_name, row.phase));
+    words.iter().all(|word| match word.strip_prefix(OF_ID) {
+        Some(id) => row.performance_id.to_string().contains(id),
+        None => text.contains(word),
+    })
 }
 
 #[cfg(test)]
@@ -231,6 +239,26 @@ mod tests {
         assert_eq!(titles(&table, &queues()), ["Cats"]);
         table.filter = "nothing".into();
         assert_eq!(table.cursor(&table.rows(&queues())), None);
+    }
+
+    #[test]
+    fn ids_are_asked_for_and_accents_may_stand_apart() {
+        let mut queues = queues();
+        queues[2].title = "Die Ta\u{308}nzerin".into();
+        queues[3].title = "\u{1112}\u{1161}\u{11ab}강".into();
+        let mut table = Table {
+            filter: "00".into(),
+            ..Table::default()
+        };
+        assert!(titles(&table, &queues).is_empty(), "every id has 00");
+        table.filter = "id:0002".into();
+        assert_eq!(titles(&table, &queues), ["Cats"]);
+        table.filter = "TÄNZERIN".into();
+        assert_eq!(titles(&table, &queues), [queues[2].title.clone()]);
+        table.filter = "한강".into();
+        assert_eq!(titles(&table, &queues), [queues[3].title.clone()]);
+        table.filter = "ta\u{308}nz open".into();
+        assert_eq!(titles(&table, &queues), [queues[2].title.clone()]);
     }
 
     #[test]

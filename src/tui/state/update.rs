@@ -50,6 +50,10 @@ impl State {
                 self.refresh_alarms(None);
                 Vec::new()
             }
+            Event::Moved(url) => {
+                self.source = url;
+                Vec::new()
+            }
             Event::Audit(lines) => {
                 self.recent.set_audit(lines);
                 Vec::new()

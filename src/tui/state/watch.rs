@@ -258,7 +258,7 @@ impl Watch {
                 "RECOVERING",
                 Severity::Warning,
                 format!("epoch {}: places come back from the people", row.epoch),
-                "why Redis lost its state: a restart, a failover, a full disk. Nobody new is admitted meanwhile",
+                "what happened to Redis: a restart, a failover, a full disk. Nobody new is admitted meanwhile",
             );
         }
         if let Some((no_shows, admitted)) = no_show_share(&seen) {

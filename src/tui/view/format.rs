@@ -105,6 +105,20 @@ pub fn width(text: &str) -> usize {
     Span::raw(text).width()
 }
 
+/// What somebody else wrote, for a terminal that gets it raw: control characters, and those that turn
+/// the direction of writing, are escaped.
+pub fn printable(text: &str) -> String {
+    let turns = |c: char| matches!(c, '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}');
+    let mut out = String::with_capacity(text.len());
+    for c in text.chars() {
+        match c.is_control() || turns(c) {
+            true => out.extend(c.escape_default()),
+            false => out.push(c),
+        }
+    }
+    out
+}
+
 /// Cut to `max` cells with an ellipsis.
 pub fn fit(text: &str, max: usize, ellipsis: &str) -> String {
     if width(text) <= max {
@@ -154,6 +168,19 @@ mod tests {
         assert_eq!(fit("캐치 티켓핑", 6, "…"), "캐치 …");
         assert_eq!(fit("abcdef", 4, "…"), "abc…");
         assert_eq!(fit("abcd", 4, "…"), "abcd");
+    }
+
+    #[test]
+    fn what_would_command_a_terminal_is_escaped() {
+        let odd = "Aida\u{1b}]0;mine\u{7}\n\u{9b}2J\u{202e}x";
+        assert_eq!(
+            printable(odd),
+            "Aida\\u{1b}]0;mine\\u{7}\\n\\u{9b}2J\\u{202e}x"
+        );
+        assert_eq!(
+            printable("캐치! 티켓핑 – “Ängste”"),
+            "캐치! 티켓핑 – “Ängste”"
+        );
     }
 
     #[test]
