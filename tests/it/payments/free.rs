@@ -9,7 +9,9 @@ use crate::harness::steps::{self, pay};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn an_order_that_costs_nothing_is_confirmed_without_stripe_and_voided_without_a_refund() {
-    let server = Server::open("4", "60s", &[]).await;
+    // Held for longer than any step waits: the end of a hold asks what became of the payment,
+    // and would hide that nobody was told.
+    let server = Server::open("4", "600s", &[]).await;
     let (sale, api) = (&server.sale, &server.sale.api);
     let (performance, schedule) = steps::the_performance(sale).await;
     let pool = PgPool::connect(&server.database_url()).await.unwrap();
