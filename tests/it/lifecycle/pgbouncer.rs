@@ -99,7 +99,11 @@ async fn a_pooler_of_transactions_is_refused_with_the_reason() {
     let dir = harness::data_dir();
     let mut envs = environment(&bouncer.url, &dir);
     envs.push(("TICKETPING_OPS_LISTEN", "127.0.0.1:0".to_owned()));
-    let (code, _, err) = process::run(&["serve", "users"], &envs).await;
+    // A server that takes the pooler would run until it is stopped.
+    let refused = process::run(&["serve", "users"], &envs);
+    let (code, _, err) = tokio::time::timeout(std::time::Duration::from_secs(60), refused)
+        .await
+        .expect("the server ends, as it cannot work so");
     assert_eq!(code, 1, "{err}");
     assert!(err.contains("pool_mode = session"), "{err}");
 }

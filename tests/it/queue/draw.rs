@@ -16,14 +16,15 @@ use uuid::Uuid;
 use super::{redis_server::RedisServer, world::*};
 use crate::harness;
 
-/// A performance whose pre-queue is open, and which opens in so many milliseconds.
-async fn pre_queue(redis_url: String, opens_in_ms: i64) -> World {
+/// A performance whose pre-queue is open, and which opens in an hour, or when a test says so:
+/// however slow the machine is, all have registered by then.
+async fn pre_queue(redis_url: String) -> World {
     let three = Config {
         max_working: 3,
         ..config()
     };
     let world = World::on(three, redis_url, harness::fresh_database().await).await;
-    world.show.opens_ms.store(now_ms() + opens_in_ms, Relaxed);
+    world.show.opens_ms.store(now_ms() + 3_600_000, Relaxed);
     sqlx::query(
         "insert into settings (performance_id, max_working, working_ttl_ms, claim_ttl_ms, hold_ttl_ms, queue_factor, pre_queue_opens_at)
          values ($1, 3, 60000, 30000, 60000, 0, now() - interval '1 second')",
@@ -33,6 +34,18 @@ async fn pre_queue(redis_url: String, opens_in_ms: i64) -> World {
     .await
     .unwrap();
     world
+}
+
+/// Booking opens the performance some seconds from now, which the queue hears of when it asks next;
+/// returns when that time has come.
+async fn opened(world: &World) {
+    let opens = now_ms() + 6_000;
+    world.show.opens_ms.store(opens, Relaxed);
+    let done = until(Duration::from_secs(30), async || {
+        now_ms() > opens && world.meta("opensAt").await == Some(opens)
+    })
+    .await;
+    assert!(done.is_some(), "the queue never heard of the opening");
 }
 
 /// Waits until the seed is published and the numbers are written.
@@ -61,7 +74,7 @@ fn verify(args: &[&str]) -> (bool, String) {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_draw_is_what_the_published_seed_says() {
     let shared = harness::stores().await.redis_url.clone();
-    let world = pre_queue(shared, 4_000).await;
+    let world = pre_queue(shared).await;
     let (a, b) = (world.instance().await, world.instance().await);
     let mut people = Vec::new();
     for i in 0..40 {
@@ -87,6 +100,7 @@ async fn the_draw_is_what_the_published_seed_says() {
     assert_eq!(before["draw"]["seed"], Value::Null);
     let committed = before["draw"]["commitment"].as_str().unwrap().to_owned();
 
+    opened(&world).await;
     let after = drawn(&world, &a).await;
     let seed = hex::decode(after["draw"]["seed"].as_str().unwrap()).unwrap();
     assert_eq!(commitment(&seed), committed);
@@ -154,7 +168,7 @@ async fn the_draw_is_what_the_published_seed_says() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn who_leaves_just_as_the_draw_is_written_has_left() {
     let shared = harness::stores().await.redis_url.clone();
-    let world = pre_queue(shared, 3_600_000).await;
+    let world = pre_queue(shared).await;
     let at = world.instance().await;
     let mut tokens = Vec::new();
     for _ in 0..12 {
@@ -187,7 +201,7 @@ async fn who_leaves_just_as_the_draw_is_written_has_left() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_registration_that_comes_back_after_the_draw_has_its_number() {
     let redis = RedisServer::start(&[]).await;
-    let world = pre_queue(redis.url(), 9_000).await;
+    let world = pre_queue(redis.url()).await;
     let at = world.instance().await;
     let mut people = Vec::new();
     for _ in 0..12 {
@@ -227,6 +241,7 @@ async fn a_registration_that_comes_back_after_the_draw_has_its_number() {
         assert_eq!(world.leave(&at, &people[i].1).await.0, 204);
     }
 
+    opened(&world).await;
     let public = drawn(&world, &at).await;
     let draw = &public["draw"];
     let seed = hex::decode(draw["seed"].as_str().unwrap()).unwrap();
@@ -281,15 +296,14 @@ async fn a_registration_that_comes_back_after_the_draw_has_its_number() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn newcomers_at_the_opening_keep_their_numbers_when_redis_is_lost() {
     let redis = RedisServer::start(&[]).await;
-    let world = pre_queue(redis.url(), 3_000).await;
+    let world = pre_queue(redis.url()).await;
     let at = world.instance().await;
     let mut people = Vec::new();
     for _ in 0..12 {
         let user = Uuid::now_v7();
         people.push((user, token(&world.enter(&at, user).await.1)));
     }
-    let opens = world.show.opens_ms.load(Relaxed);
-    until(Duration::from_secs(5), async || now_ms() > opens).await;
+    opened(&world).await;
     let (first, second) = (Uuid::now_v7(), Uuid::now_v7());
     let late = world.enter(&at, first).await.1;
     let noted: (Option<i64>, Option<i64>) = sqlx::query_as("select first, count from draws")
