@@ -1,10 +1,10 @@
 // The way through: which view stands behind which address.
 
 import { session } from "/web/api.js";
-import { h, leave, notice, onLeave, show } from "/web/dom.js";
+import { h, leave, notice, onFailed, onLeave, show } from "/web/dom.js";
 import { performance, shows } from "/web/shows.js";
 import { signIn } from "/web/members.js";
-import { queue } from "/web/queue.js";
+import { backoff, queue } from "/web/queue.js";
 import { seats } from "/web/seats.js";
 import { order, orders } from "/web/orders.js";
 
@@ -31,6 +31,9 @@ function menu() {
   );
 }
 
+// Failures in a row to show what is asked for.
+let failures = 0;
+
 async function go() {
   const [path, search] = (location.hash.slice(1) || "/").split("?");
   leave();
@@ -49,24 +52,46 @@ async function go() {
   scrollTo(0, 0);
   let here = true;
   onLeave(() => { here = false; });
-  try {
-    await view(path.match(pattern)[1], new URLSearchParams(search));
-  } catch (error) {
+  const used = session.tokens?.refreshToken;
+  const wrong = (error) => {
     if (!here) return;
+    leave();
     if (error.status === 401 && members) {
-      session.end();
+      session.forget(used);
       location.replace(`#/sign-in?next=${encodeURIComponent(location.hash.slice(1))}`);
       return;
     }
+    const away = error.status === 0 || error.status === 429 || error.status >= 500;
     show(
       h("h1", {}, error.status === 404 ? "Not found" : "That did not work"),
-      notice("bad", error.message),
+      notice("bad", error.message, away && h("p", { class: "small" }, "Trying again by itself.")),
       h("button", { type: "button", onclick: go }, "Try again"),
     );
+    if (!away) return;
+    const timer = setTimeout(go, Math.max((error.retryAfter ?? 0) * 1000, backoff(failures)));
+    onLeave(() => clearTimeout(timer));
+    failures += 1;
+  };
+  onFailed(wrong);
+  try {
+    await view(path.match(pattern)[1], new URLSearchParams(search));
+    failures = 0;
+  } catch (error) {
+    wrong(error);
   }
 }
 
+// Signed in or out, here or in another tab.
+let member = session.user?.id;
+function changed() {
+  menu();
+  if (member === session.user?.id) return;
+  member = session.user?.id;
+  const path = location.hash.slice(1).split("?")[0] || "/";
+  if (routes.some(([pattern, , , members]) => members && pattern.test(path))) go();
+}
+
 addEventListener("hashchange", go);
-addEventListener("session", menu);
+addEventListener("session", changed);
 menu();
 go();

@@ -1,4 +1,6 @@
-// Small helpers: elements without innerHTML, money, dates, clocks.
+// Small helpers: elements without innerHTML, money, dates, timers.
+
+import { check, until } from "/web/clock.js";
 
 export function h(tag, attributes, ...children) {
   const element = document.createElement(tag);
@@ -22,40 +24,31 @@ export function say(text) {
   if (live.textContent !== text) live.textContent = text;
 }
 
+// A formatter costs more than all that it formats: one for each currency.
+const formats = new Map();
 export function money(amount, currency) {
-  const format = new Intl.NumberFormat(undefined, { style: "currency", currency: currency.toUpperCase() });
-  return format.format(amount / 10 ** format.resolvedOptions().maximumFractionDigits);
+  if (!formats.has(currency)) {
+    const format = new Intl.NumberFormat(undefined, { style: "currency", currency: currency.toUpperCase() });
+    formats.set(currency, [format, 10 ** format.resolvedOptions().maximumFractionDigits]);
+  }
+  const [format, unit] = formats.get(currency);
+  return format.format(amount / unit);
 }
 
 const dates = new Intl.DateTimeFormat(undefined, { dateStyle: "full", timeStyle: "short" });
 const shortDates = new Intl.DateTimeFormat(undefined, { dateStyle: "medium", timeStyle: "short" });
 export const date = (text) => dates.format(new Date(text));
 export const shortDate = (text) => shortDates.format(new Date(text));
-export const count = (n) => new Intl.NumberFormat().format(n);
+const clocks = new Intl.DateTimeFormat(undefined, { timeStyle: "medium" });
+export const clock = (time) => clocks.format(new Date(time));
+const counts = new Intl.NumberFormat();
+export const count = (n) => counts.format(n);
 
 export function span(seconds) {
   const s = Math.max(0, Math.round(seconds));
   if (s >= 3600) return `${Math.floor(s / 3600)} h ${Math.floor((s % 3600) / 60)} min`;
   if (s >= 60) return `${Math.floor(s / 60)} min ${s % 60 ? `${s % 60} s` : ""}`.trim();
   return `${s} s`;
-}
-
-// A clock that ends with its view. Told aloud only now and then, not every second.
-export function countdown(until, done) {
-  const element = h("b", { class: "num", role: "timer" });
-  const end = new Date(until).getTime();
-  let told = Infinity;
-  const tick = () => {
-    const left = Math.max(0, Math.round((end - Date.now()) / 1000));
-    element.textContent = `${Math.floor(left / 60)}:${String(left % 60).padStart(2, "0")}`;
-    for (const mark of [60, 30, 10]) if (left <= mark && told > mark) say(`${mark} seconds left`);
-    told = left;
-    if (left === 0) { clearInterval(timer); done?.(); }
-  };
-  const timer = setInterval(tick, 1000);
-  onLeave(() => clearInterval(timer));
-  tick();
-  return element;
 }
 
 // What a view started ends when another is shown.
@@ -65,19 +58,96 @@ export function leave() {
   for (const end of leaving.splice(0)) end();
 }
 
-// A view's own clock: `alive` turns false when it is left.
-export function life() {
-  const state = { alive: true, timers: new Set() };
-  onLeave(() => {
-    state.alive = false;
-    state.timers.forEach(clearTimeout);
-  });
-  state.after = (ms, act) => {
-    if (!state.alive) return;
-    const timer = setTimeout(() => { state.timers.delete(timer); if (state.alive) act(); }, ms);
-    state.timers.add(timer);
+// What a view shows when something that it started by itself fails: app.js says.
+let report = console.error;
+export function onFailed(how) { report = how; }
+export const failed = (error) => report(error);
+
+// The longest wait that setTimeout takes.
+const TIMER_MAX_MS = 2 ** 31 - 1;
+
+// A view's own clock: `alive` turns false when it is left. What it runs may fail: `failed` hears it.
+export function life(failed) {
+  const state = { alive: true };
+  const timers = new Set();
+  const moments = new Set();
+  const run = async (act) => {
+    try { await act(); } catch (error) { if (state.alive) failed(error); }
   };
+  state.after = (ms, act) => {
+    if (!state.alive) return null;
+    const timer = setTimeout(() => { timers.delete(timer); if (state.alive) run(act); }, ms);
+    timers.add(timer);
+    return timer;
+  };
+  // A loop has one next step. Who sets another replaces it, so that no loop runs twice.
+  let next = null;
+  let step = null;
+  state.next = (ms, act) => {
+    clearTimeout(next);
+    timers.delete(next);
+    step = act;
+    next = state.after(ms, act);
+  };
+  // The next step is taken at once: the device is online again, or the page is looked at.
+  state.hurry = () => { if (step && state.alive) state.next(0, step); };
+  // Once, when the server's clock shows `time`. One timer, since browsers let a page in the
+  // background that sets one after another run only once a minute; and looked at again when the
+  // page is, since a device that slept has held the timer back.
+  state.at = (time, act) => {
+    const moment = { stop: () => { clearTimeout(moment.timer); moments.delete(moment); } };
+    moment.look = () => {
+      clearTimeout(moment.timer);
+      const left = until(time);
+      if (left > 0) {
+        moment.timer = setTimeout(moment.look, Math.min(left + 5, TIMER_MAX_MS));
+      } else {
+        moment.stop();
+        if (state.alive) run(act);
+      }
+    };
+    moments.add(moment);
+    // Never at once: who is drawn again and again by what it starts would never rest.
+    moment.timer = setTimeout(moment.look, Math.min(Math.max(until(time) + 5, 100), TIMER_MAX_MS));
+    return moment;
+  };
+  const look = async () => {
+    if (document.hidden) return;
+    await check();
+    for (const moment of [...moments]) moment.look();
+  };
+  addEventListener("visibilitychange", look);
+  addEventListener("pageshow", look);
+  state.stop = () => {
+    state.alive = false;
+    timers.forEach(clearTimeout);
+    for (const moment of [...moments]) moment.stop();
+    removeEventListener("visibilitychange", look);
+    removeEventListener("pageshow", look);
+  };
+  onLeave(state.stop);
   return state;
+}
+
+// The time left until the server's clock shows `end`; then `done`, if any. Told aloud only now and then,
+// not every second.
+export function countdown(alive, end, done) {
+  const element = h("b", { class: "num", role: "timer" });
+  let told = Infinity;
+  const tick = () => {
+    if (!alive.alive || told !== Infinity && !element.isConnected) return clearInterval(timer);
+    check();
+    const left = Math.max(0, Math.ceil(until(end) / 1000));
+    const [hours, minutes, seconds] = [Math.floor(left / 3600), Math.floor(left / 60) % 60, left % 60];
+    const two = (n) => String(n).padStart(2, "0");
+    element.textContent = hours ? `${hours}:${two(minutes)}:${two(seconds)}` : `${minutes}:${two(seconds)}`;
+    for (const mark of [60, 30, 10]) if (left <= mark && told > mark && left > 0) say(`${mark} seconds left`);
+    told = left;
+  };
+  const timer = setInterval(tick, 1000);
+  tick();
+  if (done) alive.at(end, () => element.isConnected && done());
+  return element;
 }
 
 export const loading = (text) => h("p", { class: "soft" }, h("span", { class: "spin", "aria-hidden": "true" }), text);
@@ -85,13 +155,20 @@ export const notice = (kind, ...children) =>
   h("div", { class: `notice ${kind}`, role: kind === "bad" ? "alert" : null }, ...children);
 export const hue = (text) => [...text].reduce((sum, c) => (sum * 31 + c.codePointAt(0)) % 360, 7);
 
-// A button that cannot be pressed twice, and shows what went wrong.
+// A button that cannot be pressed twice, and shows what went wrong. Off or busy it keeps the focus,
+// which one that is `disabled` would lose.
 export function button(text, act, kind = "") {
   const element = h("button", { type: "button", class: kind }, text);
+  let busy = false;
+  const paint = () => element.setAttribute("aria-disabled", busy || Boolean(element.isOff));
+  element.turn = (on) => { element.isOff = !on; paint(); };
   element.addEventListener("click", async () => {
-    element.disabled = true;
+    if (busy || element.isOff) return;
+    busy = true;
+    paint();
     try { await act(); } catch (error) { fail(element, error); }
-    element.disabled = false;
+    busy = false;
+    paint();
   });
   return element;
 }
@@ -99,4 +176,13 @@ export function button(text, act, kind = "") {
 export function fail(near, error) {
   near.parentElement?.querySelector(".err")?.remove();
   near.insertAdjacentElement("afterend", h("p", { class: "err", role: "alert" }, error.message));
+}
+
+// Asks before something that cannot be taken back. `text` lines, what `yes` says and does.
+export function question(label, text, no, yes, act) {
+  const dialog = h("dialog", { class: "card", "aria-label": label });
+  dialog.append(h("p", {}, h("b", {}, label)), ...text.map((line) => h("p", {}, line)),
+    h("div", { class: "row" }, h("button", { type: "button", onclick: () => dialog.close() }, no),
+      button(yes, async () => { await act(); dialog.close(); }, "go")));
+  return dialog;
 }

@@ -1,7 +1,8 @@
 // The hall: every seat a button, arrow keys to walk it, a tray of what is chosen.
 
 import { call, key } from "/web/api.js";
-import { button, countdown, date, fail, h, life, loading, money, notice, onLeave, say, shortDate, show } from "/web/dom.js";
+import { button, clock, countdown, date, failed, h, life, loading, money, notice, onLeave, say, shortDate, show } from "/web/dom.js";
+import { now, until } from "/web/clock.js";
 import { place, watchTurn } from "/web/queue.js";
 
 const MAX = 4;
@@ -61,16 +62,21 @@ function hall(seats, grades, pick) {
     if (next) rove(next);
   });
   buttons.values().next().value?.setAttribute("tabindex", "0");
+  // What each seat was painted as: a tap changes one of thousands, and only that one is touched.
+  const painted = new Map();
   const paint = (all, chosen) => {
     for (const seat of all) {
-      const element = buttons.get(seat.id);
       const mine = chosen.has(seat.id);
-      const look = `seat g${grades.indexOf(seat.grade) % 4} ${mine ? "AVAILABLE" : seat.status}`;
+      const looks = mine ? "MINE" : seat.status;
+      if (painted.get(seat.id) === looks) continue;
+      painted.set(seat.id, looks);
+      const element = buttons.get(seat.id);
       const text = `${label(seat)}, ${seat.grade}, ${money(seat.price, seat.currency)}, ${mine ? "chosen" : words[seat.status]}`;
-      if (element.className !== look) element.className = look;
-      if (element.title !== text) { element.title = text; element.setAttribute("aria-label", text); }
+      element.className = `seat g${grades.indexOf(seat.grade) % 4} ${mine ? "AVAILABLE" : seat.status}`;
+      element.title = text;
+      element.setAttribute("aria-label", text);
       element.setAttribute("aria-pressed", mine);
-      element.toggleAttribute("aria-disabled", !mine && seat.status !== "AVAILABLE");
+      element.setAttribute("aria-disabled", !mine && seat.status !== "AVAILABLE");
     }
   };
   return { element: inner, paint };
@@ -93,26 +99,59 @@ function neighbour(from, [dx, dy], buttons) {
 }
 
 export async function seats(id, search) {
-  const alive = life();
+  const alive = life(failed);
   const mine = place.get(id);
   const back = `#/p/${id}/queue${search.has("date") ? `?date=${search.get("date")}` : ""}`;
   if (mine?.status !== "WORKING") { location.replace(back); return; }
   show(loading("Loading the hall"));
   const [performance, { items: schedules }] = await Promise.all([
     call("GET", `/performances/${id}`), call("GET", `/performances/${id}/schedules?limit=100`)]);
+  if (!alive.alive) return;
   let schedule = schedules.find((one) => one.id === search.get("date")) ?? schedules.find((one) => one.remainingSeats > 0) ?? schedules[0];
-  const ended = () => show(h("h1", {}, performance.title), notice("bad", "Your turn has ended. Seats that you held and did not pay go back."),
-    h("a", { class: "button go", href: back }, "Join the queue again"));
-  watchTurn(id, alive, ended);
+  const ended = () => {
+    alive.stop();
+    show(h("h1", {}, performance.title), notice("bad", "Your turn has ended. Seats that you held and did not pay go back."),
+      h("a", { class: "button go", href: back }, "Join the queue again"));
+  };
+
+  const missed = h("div", { class: "notice bad", role: "alert", hidden: true });
+  const time = h("p", {});
+  let ends = null;
+  // The turn, as the server tells it: its end may move, and only the server ends it.
+  const turn = (news, error) => {
+    const text = error ? `${error.message} Your turn goes on. Trying again by itself. Last tried at ${clock(now())}.` : "";
+    missed.hidden = !text;
+    if (missed.textContent !== text) missed.textContent = text;
+    if (!news || news.expiresAt === ends) return;
+    ends = news.expiresAt;
+    time.replaceChildren(...ends && until(ends) > 0 ? ["Your turn ends in ", countdown(alive, ends, () => askTurn())] : []);
+  };
+  const askTurn = watchTurn(id, alive, turn, ended);
+  turn(mine);
 
   const chosen = new Map();
   let map = { seats: [] };
   let etag = null;
   let drawn = null;
+  let hallView = null;
   const holder = h("div", { class: "hall" });
   const legend = h("ul", { class: "legend", "aria-label": "Prices" });
-  const tray = h("section", { class: "tray", "aria-label": "Your choice" });
-  let attempt = null;
+  // A wish sent twice is one order: it keeps its key until an answer says what became of it.
+  const keys = new Map();
+  const wishFor = (body) => JSON.stringify({ scheduleId: schedule.id, ...body });
+  const choice = () => ({ seatIds: [...chosen.keys()] });
+  // Seats that went to others since they were chosen here, and how many were chosen before.
+  let lost = [];
+  let wanted = 0;
+
+  const lose = (seats) => {
+    if (!seats.length) return;
+    if (!lost.length) wanted = chosen.size;
+    for (const seat of seats) {
+      chosen.delete(seat.id);
+      lost.push(label(seat));
+    }
+  };
 
   const load = async () => {
     const asked = schedule.id;
@@ -120,9 +159,8 @@ export async function seats(id, search) {
     if (answer.status === 304 || asked !== schedule.id || !alive.alive) return;
     etag = answer.etag;
     map = answer.body;
-    const gone = map.seats.filter((seat) => chosen.has(seat.id) && seat.status !== "AVAILABLE");
-    gone.forEach((seat) => chosen.delete(seat.id));
-    if (gone.length) say(`${gone.map(label).join(", ")} just went to someone else`);
+    // Those of a wish that is on its way, or whose answer was lost, may be held for us.
+    if (!keys.has(wishFor(choice()))) lose(map.seats.filter((seat) => chosen.has(seat.id) && seat.status !== "AVAILABLE"));
     draw();
   };
 
@@ -134,6 +172,7 @@ export async function seats(id, search) {
       drawn = schedule.id;
       hallView = hall(map.seats, grades, toggle);
       holder.replaceChildren(hallView.element);
+      grade.replaceChildren(h("option", { value: "" }, "any grade"), ...grades.map((name) => h("option", { value: name }, name)));
     }
     hallView.paint(map.seats, chosen);
     const item = (kind, text) => h("li", {}, h("span", { class: `seat ${kind}`, "aria-hidden": "true" }), text);
@@ -144,64 +183,93 @@ export async function seats(id, search) {
         return item(`g${index % 4}`, `${grade} ${money(of[0].price, of[0].currency)} (${free} free)`);
       }),
       item("HELD", "held by someone"), item("SOLD", "sold"));
-    drawTray(grades);
+    drawTray();
   };
-  let hallView = null;
 
   const toggle = (seat) => {
-    if (chosen.has(seat.id)) {
-      chosen.delete(seat.id);
-      say(`${label(seat)} given back`);
-    } else if (seat.status !== "AVAILABLE") {
-      say(`${label(seat)} is ${words[seat.status]}`);
+    // The newest that is known of it: a list that came since has other objects.
+    const known = map.seats.find((one) => one.id === seat.id) ?? seat;
+    if (chosen.has(known.id)) {
+      chosen.delete(known.id);
+      say(`${label(known)} given back`);
+    } else if (known.status !== "AVAILABLE") {
+      say(`${label(known)} is ${words[known.status]}`);
       return;
     } else if (chosen.size === MAX) {
       say(`At most ${MAX} seats`);
       return;
     } else {
-      chosen.set(seat.id, seat);
-      say(`${label(seat)} chosen, ${money(seat.price, seat.currency)}`);
+      chosen.set(known.id, known);
+      say(`${label(known)} chosen, ${money(known.price, known.currency)}`);
     }
-    attempt = null;
-    draw();
+    if (chosen.size >= wanted) lost = [];
+    wrong("");
+    hallView.paint([known], chosen);
+    drawTray();
   };
 
-  const book = async (body, near) => {
-    // The same choice sent twice is one order.
-    attempt ??= key();
+  const book = async (body) => {
+    const wish = wishFor(body);
+    if (!keys.has(wish)) keys.set(wish, key());
+    wrong("");
     try {
-      const order = await call("POST", "/orders", { body: { scheduleId: schedule.id, ...body }, queueToken: place.get(id)?.queueToken, idempotency: attempt });
+      const order = await call("POST", "/orders", { body: JSON.parse(wish), queueToken: place.get(id)?.queueToken, idempotency: keys.get(wish) });
       location.hash = `#/o/${order.id}`;
     } catch (error) {
-      if (error.status !== 0 && error.status !== 503) attempt = null;
+      // No answer, or none that says what became of it: the same key asks again.
+      const unknown = error.status === 0 || error.status === 429 || error.status >= 500;
+      if (!unknown) keys.delete(wish);
       if (error.status === 410 || error.code === "INVALID_QUEUE_TOKEN") { place.drop(id); return ended(); }
       if (error.code === "NOT_ADMITTED") { location.replace(back); return; }
       if (error.code === "SEATS_TAKEN") {
-        for (const seat of error.body.seatIds ?? []) chosen.delete(seat);
+        const taken = new Set(error.body.seatIds ?? []);
+        lose([...chosen.values()].filter((seat) => taken.has(seat.id)));
         etag = null;
-        await load().catch(() => {});
+        await load().catch(() => {}); // the loop loads them soon
+        drawTray();
+        if (!chosen.size && !lost.length) wrong("Someone was faster. Those seats are gone; choose others.");
+        return;
       }
-      fail(near, error.code === "SEATS_TAKEN" ? new Error("Someone was faster. Those seats are gone; choose others.") : error);
+      wrong(unknown ? `${error.message} Press again: what you chose is sent as one order, however often.` : error.message);
     }
   };
 
-  const drawTray = (grades) => {
+  // The tray stands; only its words change, so that the focus stays where it is.
+  const amount = h("select", { "aria-label": "How many seats" }, [1, 2, 3, 4].map((n) => h("option", { value: n, selected: n === 2 }, `${n} seat${n > 1 ? "s" : ""}`)));
+  const grade = h("select", { "aria-label": "Which grade" });
+  const names = h("b", {});
+  const price = h("p", { class: "soft small" });
+  const seatsOf = (n) => `${n} seat${n > 1 ? "s" : ""}`;
+  const hold = () => book(choice());
+  const holdAll = button("Hold and pay", hold, "go");
+  const holdRest = button("", async () => { lost = []; await hold(); drawTray(); });
+  const faster = h("p", { class: "err", role: "alert", hidden: true });
+  const error = h("p", { class: "err", role: "alert", hidden: true });
+  const ofChoice = h("div", { class: "row between" }, h("div", {}, names, price), h("div", { class: "row" }, holdRest, holdAll));
+  const ofWish = h("div", { class: "row between" }, h("span", { class: "soft" }, "Choose up to four seats, or"),
+    h("div", { class: "row" }, amount, grade,
+      button("Best available", () => book({ bestAvailable: { count: Number(amount.value), ...(grade.value && { grade: grade.value }) } }))));
+  const tray = h("section", { class: "tray", "aria-label": "Your choice" }, faster, ofChoice, ofWish, error);
+  const write = (element, text) => {
+    if (element.textContent !== text) element.textContent = text;
+    element.hidden = !text;
+  };
+  const wrong = (text) => write(error, text);
+
+  const drawTray = () => {
     const list = [...chosen.values()];
     const total = list.reduce((sum, seat) => sum + seat.price, 0);
-    const amount = h("select", { "aria-label": "How many seats" }, [1, 2, 3, 4].map((n) => h("option", { value: n, selected: n === 2 }, `${n} seat${n > 1 ? "s" : ""}`)));
-    const grade = h("select", { "aria-label": "Which grade" }, h("option", { value: "" }, "any grade"), grades.map((name) => h("option", { value: name }, name)));
-    const near = h("div", {});
-    if (list.length) {
-      tray.replaceChildren(
-        h("div", { class: "row between" },
-          h("div", {}, h("b", {}, list.map(label).join(", ")), h("p", { class: "soft small" }, `${list.length} seat${list.length > 1 ? "s" : ""}, ${money(total, list[0].currency)}`)),
-          button("Hold and pay", () => book({ seatIds: list.map((seat) => seat.id) }, near), "go")), near);
-    } else if (!tray.contains(document.activeElement) || !tray.children.length) {
-      tray.replaceChildren(
-        h("div", { class: "row between" }, h("span", { class: "soft" }, "Choose up to four seats, or"),
-          h("div", { class: "row" }, amount, grade,
-            button("Best available", () => book({ bestAvailable: { count: Number(amount.value), ...(grade.value && { grade: grade.value }) } }, near)))), near);
-    }
+    const left = list.length ? ` You chose ${seatsOf(wanted)}; ${list.length === 1 ? "one is" : `${list.length} are`} left. Choose another, or take fewer.` : " Choose others.";
+    write(faster, lost.length ? `Someone was faster: ${lost.join(", ")} went to someone else.${left}` : "");
+    // With nothing left of a choice, the button that was pressed stays until another is made.
+    ofChoice.hidden = !list.length && !lost.length;
+    ofWish.hidden = list.length > 0;
+    names.textContent = list.map(label).join(", ");
+    price.textContent = list.length ? `${seatsOf(list.length)}, ${money(total, list[0].currency)}` : "";
+    // Fewer than chosen are bought only by a button that says so.
+    holdAll.turn(!lost.length && list.length > 0);
+    holdRest.textContent = `Take ${seatsOf(list.length || 1)}`;
+    holdRest.hidden = !lost.length || !list.length;
   };
 
   const zoom = (by) => {
@@ -212,13 +280,14 @@ export async function seats(id, search) {
   picker.addEventListener("change", async () => {
     schedule = schedules.find((one) => one.id === picker.value);
     chosen.clear();
+    lost = [];
+    wrong("");
     etag = null;
-    await load();
+    await load().catch((error) => wrong(error.message));
   });
 
   show(
-    h("div", { class: "row between" }, h("h1", {}, performance.title),
-      mine.expiresAt && h("p", {}, "Your turn ends in ", countdown(mine.expiresAt, ended))),
+    h("div", { class: "row between" }, h("h1", {}, performance.title), time), missed,
     h("div", { class: "row between" },
       h("div", { class: "row" }, h("label", { for: "date" }, "Date"), picker),
       h("div", { class: "row" },
@@ -227,7 +296,8 @@ export async function seats(id, search) {
     legend, h("p", { class: "sr" }, "Walk the seats with the arrow keys; Enter chooses one."), holder, tray);
   await load();
   const again = async () => {
-    if (!document.hidden) await load().catch(() => {});
+    // The turn says when no answer comes; a list that fails alone says so here.
+    if (!document.hidden) await load().catch((error) => { if (missed.hidden) wrong(`The seats are as they were a while ago: ${error.message}`); });
     alive.after(2000 + Math.random() * 500, again);
   };
   alive.after(2000, again);

@@ -1,6 +1,7 @@
 // All shows, and one of them with its dates.
 
 import { call, session } from "/web/api.js";
+import { until } from "/web/clock.js";
 import { count, date, h, hue, loading, money, notice, shortDate, show } from "/web/dom.js";
 
 const words = { UPCOMING: "Opens soon", OPEN: "Booking open", CLOSED: "Closed", SOLD_OUT: "Sold out" };
@@ -36,7 +37,9 @@ function dates(schedules, performance) {
   return h("ul", { class: "cards" }, schedules.map((schedule) => h("li", { class: "card" },
     h("h3", {}, date(schedule.startsAt)),
     h("p", { class: "soft small" }, `${count(schedule.remainingSeats)} of ${count(schedule.totalSeats)} seats left`),
-    schedule.remainingSeats > 0
+    schedule.salesEndAt && until(schedule.salesEndAt) <= 0
+      ? h("span", { class: "tag CLOSED" }, "Sales have ended")
+      : schedule.remainingSeats > 0
       ? h("a", { class: "button go", href: `#/p/${performance.id}/queue?date=${schedule.id}` }, "Book this date")
       : h("span", { class: "tag SOLD_OUT" }, "Sold out"))));
 }
@@ -53,7 +56,7 @@ export async function performance(id) {
       : dates(items, performance);
   } catch (error) {
     if (error.code !== "BOOKING_NOT_OPEN") throw error;
-    const upcoming = new Date(performance.bookingOpensAt) > new Date();
+    const upcoming = until(error.body.closesAt ?? performance.bookingClosesAt) > 0;
     body = notice("", upcoming
       ? [`Booking opens ${date(performance.bookingOpensAt)}. `, h("a", { href: `#/p/${id}/queue` }, "Wait here"), "."]
       : `Booking closed ${date(performance.bookingClosesAt)}.`);

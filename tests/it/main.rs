@@ -24,6 +24,7 @@ mod leases;
 mod lifecycle;
 mod loadgen;
 mod outages;
+mod page;
 mod payments;
 mod performances;
 mod proof;

@@ -33,6 +33,7 @@ const FILES: &[(&str, &str, &str)] = files! {
     "icon.svg": "image/svg+xml",
     "api.js": SCRIPT,
     "app.js": SCRIPT,
+    "clock.js": SCRIPT,
     "dom.js": SCRIPT,
     "members.js": SCRIPT,
     "orders.js": SCRIPT,

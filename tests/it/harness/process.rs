@@ -62,6 +62,7 @@ pub async fn run(args: &[&str], envs: &[(&str, String)]) -> (i32, String, String
         .args(args)
         .envs(envs.iter().map(|(k, v)| (k, v)))
         .stdin(Stdio::null())
+        .kill_on_drop(true)
         .output()
         .await
         .unwrap();

@@ -85,6 +85,13 @@ impl Server {
         std::fs::read_to_string(self.dir.with_extension("log")).unwrap()
     }
 
+    /// The end of that, for whoever looks why a test failed.
+    pub fn log_tail(&self) -> String {
+        let log = self.log();
+        let lines: Vec<&str> = log.lines().collect();
+        lines[lines.len().saturating_sub(20)..].join("\n")
+    }
+
     /// Ctrl-C, and the exit code.
     pub async fn interrupt(&mut self) -> Option<i32> {
         self.process.take().unwrap().interrupt().await
@@ -274,16 +281,30 @@ impl Server {
         assert!(place.status.is_success(), "{}", place.text);
         let place = steps::turn(&self.sale, &performance, place).await;
         let (auth, token) = (buyer.auth(), place.str("queueToken"));
-        let headers = [("authorization", &*auth), ("queue-token", &*token)];
+        let key = uuid::Uuid::now_v7().to_string();
+        let headers = [
+            ("authorization", &*auth),
+            ("queue-token", &*token),
+            ("idempotency-key", &*key),
+        ];
         let wish = json!({"scheduleId": schedule, "bestAvailable": {"count": 2}});
-        self.sale
-            .api
-            .post("/api/v1/orders", &headers, wish)
-            .await
-            .expect(201)
+        let orders = "/api/v1/orders";
+        let order = self.sale.api.ask(Method::POST, orders, &headers, &wish);
+        order.await.expect(201)
     }
 
+    /// Begins the payment of an order; a busy server is asked again.
     pub async fn begin(&self, buyer: &Buyer, order: &str) -> Reply {
+        let auth = buyer.auth();
+        let headers = [("authorization", &*auth)];
+        let body = json!({"orderId": order});
+        let payments = "/api/v1/payments";
+        let api = &self.sale.api;
+        api.ask(Method::POST, payments, &headers, &body).await
+    }
+
+    /// The same, where the first answer is what the test is about.
+    pub async fn begin_once(&self, buyer: &Buyer, order: &str) -> Reply {
         let auth = buyer.auth();
         let body = json!({"orderId": order});
         self.sale
@@ -323,9 +344,10 @@ impl Server {
 
     pub async fn cancel(&self, buyer: &Buyer, id: &str) -> Reply {
         let auth = buyer.auth();
-        self.sale
-            .api
-            .delete(&format!("/api/v1/orders/{id}"), &[("authorization", &auth)])
+        let headers = [("authorization", &*auth)];
+        let order = format!("/api/v1/orders/{id}");
+        let api = &self.sale.api;
+        api.ask(Method::DELETE, &order, &headers, &Value::Null)
             .await
     }
 }

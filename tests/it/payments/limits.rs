@@ -59,7 +59,7 @@ async fn a_rush_stays_within_the_limits_with_one_create_and_no_read_a_sale() {
                 // A machine under load answers 503 now and then; a client tries again.
                 let mut tries = 0;
                 let payment = loop {
-                    let reply = server.begin(buyer, &order.str("id")).await;
+                    let reply = server.begin_once(buyer, &order.str("id")).await;
                     if reply.status == 201 {
                         break reply;
                     }
@@ -109,7 +109,7 @@ async fn creates_that_wait_are_an_alarm_with_an_admission_rate() {
     let begin = |(buyer, order): (_, &crate::harness::client::Reply)| {
         let id = order.str("id");
         let server = &server;
-        async move { server.begin(buyer, &id).await }
+        async move { server.begin_once(buyer, &id).await }
     };
     let answers = join_all(server.sale.buyers.iter().zip(&orders).map(begin)).await;
     assert!(
@@ -147,7 +147,7 @@ async fn clicks_at_the_same_moment_get_the_same_answer() {
     let order = server.hold(buyer).await.str("id");
     server.faults("create/delay=1500ms").await;
     sandbox_limits(&server, Method::POST, "").await;
-    let clicks = join_all((0..4).map(|_| server.begin(buyer, &order))).await;
+    let clicks = join_all((0..4).map(|_| server.begin_once(buyer, &order))).await;
     let first = clicks[0].body.clone();
     assert!(first["clientSecret"].is_string(), "{first}");
     for click in clicks {
@@ -183,14 +183,14 @@ async fn what_stripe_refuses_for_good_is_final_and_a_refused_key_is_not() {
     server.faults("create/error_before=400").await;
     sandbox_limits(&server, Method::POST, "").await;
     for _ in 0..2 {
-        let refused = server.begin(buyer, &order).await;
+        let refused = server.begin_once(buyer, &order).await;
         refused.problem(409, "PAYMENT_PROVIDER_REFUSED");
     }
     server.until_order(buyer, &order, "CANCELLED").await;
     let alarm = open_alarm(&server, "PAYMENT_CREATE_REFUSED").await;
     assert_eq!(alarm["orderId"], order.as_str());
     server
-        .begin(buyer, &order)
+        .begin_once(buyer, &order)
         .await
         .problem(409, "PAYMENT_PROVIDER_REFUSED");
     tokio::time::sleep(Duration::from_secs(3)).await;
@@ -201,7 +201,7 @@ async fn what_stripe_refuses_for_good_is_final_and_a_refused_key_is_not() {
         server
             .faults(&format!("create/error_before={status}"))
             .await;
-        let away = server.begin(buyer, &order).await;
+        let away = server.begin_once(buyer, &order).await;
         assert_eq!(away.status, 503, "{}", away.text);
         let alarm = open_alarm(&server, "STRIPE_KEY_REFUSED").await;
         let detail = alarm["detail"].as_str().unwrap();

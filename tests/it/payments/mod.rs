@@ -120,7 +120,7 @@ async fn an_unknown_answer_at_creation_leads_to_one_payable_intent() {
         let buyer = &server.sale.buyers[at];
         let order = server.hold(buyer).await.str("id");
         server.faults(fault).await;
-        let first = server.begin(buyer, &order).await;
+        let first = server.begin_once(buyer, &order).await;
         assert!(
             matches!(first.status.as_u16(), 201 | 503),
             "{fault}: {}",
@@ -168,7 +168,7 @@ async fn an_attempt_that_stripe_keeps_failing_is_cleaned_up_with_its_order() {
     let buyer = &server.sale.buyers[0];
     let order = server.hold(buyer).await.str("id");
     server.faults("create/error_stored").await;
-    server.begin(buyer, &order).await.expect(503);
+    server.begin_once(buyer, &order).await.expect(503);
     let cancelled = server.cancel(buyer, &order).await.expect(200);
     assert_eq!(cancelled.body["status"], "CANCELLED");
     server.faults("").await;
@@ -223,7 +223,7 @@ async fn a_cancelled_order_cannot_be_paid_and_a_confirmed_one_is_refunded_once()
             .status
             .is_success()
     );
-    let again = server.begin(buyer, &order).await;
+    let again = server.begin_once(buyer, &order).await;
     assert_eq!(again.status.as_u16(), 409, "{}", again.text);
 
     // Refunds meet every kind of trouble; one refund is made in the end.
