@@ -2,7 +2,7 @@
 # the how stands in scripts/ and in the binary itself.
 
 .DEFAULT_GOAL := help
-.PHONY: help setup build demo test chaos bench lint fmt
+.PHONY: help setup build demo demo-build test chaos bench lint fmt
 
 BINARY := target/release/ticketping
 
@@ -15,8 +15,12 @@ setup: ## Install what is missing to build and run (says what and why first)
 build: ## The release binary, target/release/ticketping
 	cargo build --release
 
-demo: setup build ## A whole sale on this machine: stores, server, demo data; Ctrl-C ends it
+demo: setup demo-build ## A whole sale on this machine: stores, server, demo data; Ctrl-C ends it
 	@exec $(BINARY) serve all --demo
+
+demo-build:
+	@[ -x $(BINARY) ] || echo 'demo: the first build of everything takes about 5 minutes on two processors; then the sale opens'
+	@cargo build --release
 
 test: ## Every test, against real Redis, PostgreSQL, Kafka and stripe-mock
 	@scripts/test

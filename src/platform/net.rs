@@ -1,6 +1,49 @@
-//! Ranges of addresses, as flags name them.
+//! Addresses and ranges of them, as flags name them.
 
-use std::{net::IpAddr, str::FromStr};
+use std::{
+    net::{IpAddr, Ipv4Addr, SocketAddr, ToSocketAddrs},
+    str::FromStr,
+};
+
+/// Where to listen: `127.0.0.1:8080`, `[::1]:8080`, `localhost:8080` or another name of this
+/// machine, `8080` (this machine only), `:8080` (every IPv4 address of it).
+///
+/// # Errors
+/// Anything else; the sentence says what would be right.
+pub fn listen_address(text: &str) -> Result<SocketAddr, String> {
+    let wrong = |why: &str| {
+        format!(
+            "{why}: write such as 127.0.0.1:8080, localhost:8080 or 8080 (this machine only), or :8080 (every address of it)"
+        )
+    };
+    let port = |port: &str| {
+        port.parse::<u16>()
+            .map_err(|_| wrong("no port from 0 to 65535"))
+    };
+    if let Ok(address) = text.parse() {
+        return Ok(address);
+    }
+    if text.parse::<IpAddr>().is_ok() {
+        return Err(wrong("the port is missing"));
+    }
+    let Some((host, number)) = text.rsplit_once(':') else {
+        return match text.bytes().all(|byte| byte.is_ascii_digit()) {
+            true => Ok((Ipv4Addr::LOCALHOST, port(text)?).into()),
+            false => Err(wrong("the port is missing")),
+        };
+    };
+    let number = port(number)?;
+    if host.is_empty() {
+        return Ok((Ipv4Addr::UNSPECIFIED, number).into());
+    }
+    let found = (host, number).to_socket_addrs();
+    let mut found = found.map_err(|error| wrong(&format!("{host:?} has no address ({error})")))?;
+    // IPv4 first: what a person tries next, curl to 127.0.0.1, then works.
+    let all: Vec<SocketAddr> = found.by_ref().collect();
+    (all.iter().find(|address| address.is_ipv4()).or(all.first()))
+        .copied()
+        .ok_or_else(|| wrong(&format!("{host:?} has no address")))
+}
 
 /// A range of addresses, `10.0.0.0/8` or a single one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -51,6 +94,35 @@ impl Net {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn places_to_listen_are_written_as_people_do() {
+        for (text, want) in [
+            ("127.0.0.1:8080", "127.0.0.1:8080"),
+            ("[::1]:80", "[::1]:80"),
+            ("8080", "127.0.0.1:8080"),
+            (":8080", "0.0.0.0:8080"),
+            ("localhost:0", "127.0.0.1:0"),
+        ] {
+            assert_eq!(listen_address(text).unwrap().to_string(), want, "{text}");
+        }
+        for (text, why) in [
+            ("127.0.0.1", "port is missing"),
+            ("::1", "port is missing"),
+            ("localhost", "port is missing"),
+            ("localhost:http", "no port"),
+            (":65536", "no port"),
+            ("80800", "no port"),
+            ("", "no port"),
+            ("no such host:80", "has no address"),
+        ] {
+            let error = listen_address(text).unwrap_err();
+            assert!(
+                error.contains(why) && error.contains(":8080"),
+                "{text}: {error}"
+            );
+        }
+    }
 
     #[test]
     fn ranges_are_parsed_strictly() {

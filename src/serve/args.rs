@@ -92,11 +92,13 @@ pub struct Args {
 #[derive(Clone, Debug, clap::Args)]
 #[command(next_help_heading = "Process")]
 pub struct ProcessArgs {
-    /// Where HTTP is served; port 0 picks a free one
+    /// Where HTTP is served: 127.0.0.1:8080, localhost:8080 or 8080 (this machine only), :8080 (every
+    /// address of it); port 0 picks a free one
     #[arg(
         long,
         env = "TICKETPING_LISTEN",
         value_name = "ADDRESS",
+        value_parser = crate::platform::net::listen_address,
         default_value = "127.0.0.1:8080"
     )]
     pub listen: SocketAddr,
@@ -105,6 +107,7 @@ pub struct ProcessArgs {
         long,
         env = "TICKETPING_OPS_LISTEN",
         value_name = "ADDRESS",
+        value_parser = crate::platform::net::listen_address,
         default_value = "127.0.0.1:9090"
     )]
     pub ops_listen: SocketAddr,

@@ -135,6 +135,14 @@ impl Embedded {
         } else {
             format!("the sandbox at {}", build.stripe_url)
         };
+        let me = program();
+        let seed = match build.args.demo {
+            true => String::new(),
+            false => {
+                format!("\n  {me} seed{flag}    a hall, a performance, and members to try it with")
+            }
+        };
+        let members = crate::cmd::seed::USERS_DEFAULT;
         // A closed stdout is no reason to end: the greeting is for whoever looks.
         let _ = writeln!(
             std::io::stdout(),
@@ -143,9 +151,9 @@ impl Embedded {
              \n  operations     {ops_url}/metrics · /readyz · /livez\
              \n  payments by    {stripe}\
              \n  data in        {dir}, stores in {stores}{found}\
-             \n\nTry next, from another terminal:\
-             \n  ticketping top{flag}                          watch the sale\
-             \n  ticketping loadgen surge --users 200{flag}    send 200 buyers through it\
+             \n\nTry next, from another terminal:{seed}\
+             \n  {me} top{flag}    watch the sale\
+             \n  {me} loadgen surge --users {members}{flag}    send {members} buyers through it\
              \n  curl {url}/api/v1/performances\
              \n\nCtrl-C stops everything; the next start finds all data."
         );
@@ -164,5 +172,25 @@ impl Embedded {
             }
         }
         self.stores.stop().await;
+    }
+}
+
+/// How this program is called from where it was started: by its name where the shell finds it so,
+/// else by its path.
+fn program() -> String {
+    const NAME: &str = "ticketping";
+    let Ok(me) = std::env::current_exe() else {
+        return NAME.to_owned();
+    };
+    let same = |file: std::path::PathBuf| file.canonicalize().is_ok_and(|file| file == me);
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    if std::env::split_paths(&path).any(|dir| same(dir.join(NAME))) {
+        return NAME.to_owned();
+    }
+    let here = std::env::current_dir().unwrap_or_default();
+    let shown = me.strip_prefix(here).unwrap_or(&me).display().to_string();
+    match shown.contains(|c: char| c.is_whitespace() || c == '\'') {
+        true => format!("'{}'", shown.replace('\'', "'\\''")),
+        false => shown,
     }
 }

@@ -31,9 +31,8 @@ use std::{
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
-pub use self::args::Args;
+pub use self::args::{Args, Role};
 use self::{
-    args::Role,
     bounds::Bounds,
     build::Build,
     embedded::Embedded,

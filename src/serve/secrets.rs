@@ -17,7 +17,9 @@ use crate::platform::{auth::Signer, failure::Failure, secret::Secret};
 /// Secrets by flag, environment or file. Outside the embedded default none has a
 /// default.
 #[derive(Clone, Debug, Default, clap::Args)]
-#[command(next_help_heading = "Secrets (prefer the environment or files to flags)")]
+#[command(
+    next_help_heading = "Secrets (prefer the environment, or a file that the variable with _FILE behind it names, to flags)"
+)]
 pub struct SecretArgs {
     /// Signs access tokens: an Ed25519 private key, PKCS#8 PEM (`openssl genpkey -algorithm ed25519`)
     #[arg(

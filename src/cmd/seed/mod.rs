@@ -46,7 +46,8 @@ use crate::{
 /// `--rng-seed` when none is given; the members of this one have the plain addresses.
 const RNG_SEED_DEFAULT: u64 = 1;
 /// `--users` when none is given.
-const USERS_DEFAULT: u64 = 100;
+/// Members that are made where no number is given, and with the demo set.
+pub const USERS_DEFAULT: u64 = 100;
 /// `--token-ttl` when none is given.
 const TOKEN_TTL_DEFAULT: Duration = Duration::from_secs(24 * 3_600);
 

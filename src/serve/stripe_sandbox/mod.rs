@@ -67,6 +67,7 @@ pub struct Config {
         long,
         env = "TICKETPING_STRIPE_SANDBOX_LISTEN",
         default_value = "127.0.0.1:12111",
+        value_parser = crate::platform::net::listen_address,
         value_name = "ADDRESS"
     )]
     pub stripe_sandbox_listen: SocketAddr,

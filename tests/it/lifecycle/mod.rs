@@ -5,6 +5,7 @@ mod logs;
 mod migrate;
 mod pgbouncer;
 mod rolling;
+mod settings;
 mod start;
 mod stop;
 mod store;
