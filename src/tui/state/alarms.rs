@@ -44,6 +44,54 @@ const LOG_MAX: usize = 500;
 /// An alarm that comes back this soon is the same one: no flapping in the log.
 const SAME_WITHIN: TimeDelta = TimeDelta::seconds(5);
 
+/// Queues that say the same this soon after one another have one cause: a restart of Redis, a
+/// server that was away.
+const ONE_CAUSE_WITHIN: TimeDelta = TimeDelta::seconds(30);
+
+/// Alarms of one cause, a line of the log: one that is not about a queue, or what many queues say
+/// together. Never empty; the newest first.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Group<'a>(Vec<&'a Alarm>);
+
+impl<'a> Group<'a> {
+    /// The newest of them.
+    pub fn newest(&self) -> &'a Alarm {
+        self.0[0]
+    }
+
+    /// How many there are.
+    pub fn count(&self) -> usize {
+        self.0.len()
+    }
+
+    /// What they are about.
+    pub fn subjects(&self) -> impl Iterator<Item = &'a str> {
+        self.0.iter().map(|alarm| alarm.subject.as_str())
+    }
+
+    fn takes(&self, alarm: &Alarm) -> bool {
+        let newest = self.newest();
+        alarm.performance.is_some()
+            && newest.performance.is_some()
+            && alarm.code == newest.code
+            && alarm.severity == newest.severity
+            && alarm.cleared_at.is_some() == newest.cleared_at.is_some()
+            && (newest.raised_at - alarm.raised_at).abs() <= ONE_CAUSE_WITHIN
+    }
+}
+
+/// `alarms` as lines, in their order; each goes to the first group that it fits.
+fn group<'a>(alarms: impl Iterator<Item = &'a Alarm>) -> Vec<Group<'a>> {
+    let mut groups: Vec<Group<'a>> = Vec::new();
+    for alarm in alarms {
+        match groups.iter_mut().find(|group| group.takes(alarm)) {
+            Some(group) => group.0.push(alarm),
+            None => groups.push(Group(vec![alarm])),
+        }
+    }
+    groups
+}
+
 /// Newest first.
 #[derive(Debug, Clone, Default)]
 pub struct AlarmLog {
@@ -95,6 +143,16 @@ impl AlarmLog {
         while self.alarms.len() > LOG_MAX {
             self.alarms.pop_back();
         }
+    }
+
+    /// The lines of the log, newest first.
+    pub fn groups(&self) -> Vec<Group<'_>> {
+        group(self.alarms.iter())
+    }
+
+    /// What stands, a line for each cause, the worst first.
+    pub fn standing_groups(&self) -> Vec<Group<'_>> {
+        group(self.standing().into_iter())
     }
 
     /// Everything, newest first.
@@ -176,6 +234,44 @@ mod tests {
             );
         }
         assert_eq!(log.all().len(), 1);
+    }
+
+    #[test]
+    fn what_many_queues_say_together_is_one_line() {
+        let mut log = AlarmLog::default();
+        let of_queue = |n: u128, code: &str| Finding {
+            code: code.into(),
+            subject: format!("show {n}"),
+            performance: Some(Uuid::from_u128(n)),
+            ..finding("is put together again")
+        };
+        let many = |second: i64| {
+            let first = u128::try_from(second).unwrap() * 20;
+            (first..first + 20).map(|n| of_queue(n, "RECOVERING"))
+        };
+        log.update(at(0), many(0).collect());
+        log.update(
+            at(1),
+            (many(0).chain(many(1)))
+                .chain([finding("gone"), of_queue(3, "LATE")])
+                .collect(),
+        );
+        let groups = log.standing_groups();
+        let counts: Vec<usize> = groups.iter().map(Group::count).collect();
+        assert_eq!(
+            groups.len(),
+            3,
+            "the store, the late queue, and forty at once: {counts:?}"
+        );
+        assert_eq!(counts.iter().max(), Some(&40));
+        // Later, the same is another cause.
+        log.update(at(100), many(2).collect());
+        assert_eq!(log.standing_groups().len(), 1);
+        assert_eq!(
+            log.groups().iter().map(Group::count).sum::<usize>(),
+            log.all().len()
+        );
+        assert_eq!(log.groups().len(), 4);
     }
 
     #[test]

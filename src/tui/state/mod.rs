@@ -7,7 +7,7 @@ pub mod history;
 pub mod recent;
 pub mod table;
 mod turns;
-mod update;
+pub(super) mod update;
 mod watch;
 
 use std::time::Duration;

@@ -12,7 +12,7 @@ use crate::tui::keys::{self, Action};
 /// Long enough to be read.
 const FLASH: TimeDelta = TimeDelta::seconds(4);
 const PAGE: isize = 10;
-const HELP_LINES_MAX: isize = 60;
+pub(in crate::tui) const HELP_LINES_MAX: isize = 120;
 
 impl State {
     /// Takes an event; answers what is to be done outside.
@@ -189,7 +189,7 @@ impl State {
             return;
         }
         if self.screen == Screen::Alarms {
-            let last = self.alarms.all().len().saturating_sub(1);
+            let last = self.alarms.groups().len().saturating_sub(1);
             self.alarm_cursor = self.alarm_cursor.saturating_add_signed(by).min(last);
             return;
         }
@@ -250,9 +250,9 @@ impl State {
         let target = match self.screen {
             Screen::Alarms => self
                 .alarms
-                .all()
+                .groups()
                 .get(self.alarm_cursor)
-                .and_then(|alarm| alarm.performance),
+                .and_then(|group| group.newest().performance),
             Screen::Overview | Screen::Detail(_) => self.cursor_queue(&self.table),
         };
         match target {

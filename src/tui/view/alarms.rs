@@ -7,8 +7,11 @@ use ratatui::widgets::{Paragraph, Wrap};
 
 use super::{chart, format, panels};
 use crate::tui::state::State;
-use crate::tui::state::alarms::Alarm;
+use crate::tui::state::alarms::Group;
 use crate::tui::theme::Theme;
+
+/// More names than this fit on no screen.
+const NAMED_MAX: usize = 20;
 
 pub(super) fn draw(frame: &mut Frame<'_>, area: Rect, state: &State, theme: Theme) {
     let [title, list, about] = Layout::vertical([
@@ -17,11 +20,11 @@ pub(super) fn draw(frame: &mut Frame<'_>, area: Rect, state: &State, theme: Them
         Constraint::Length(6),
     ])
     .areas(area);
-    let all = state.alarms.all();
+    let all = state.alarms.groups();
     let words = format!(
         "Alarms: {} standing, {} in the log",
         state.alarms.standing().len(),
-        all.len()
+        state.alarms.all().len()
     );
     chart::heading(
         &[Span::styled(words, theme.strong())],
@@ -41,26 +44,27 @@ pub(super) fn draw(frame: &mut Frame<'_>, area: Rect, state: &State, theme: Them
         .alarm_cursor
         .saturating_sub(height / 2)
         .min(all.len().saturating_sub(height));
-    for (y, (index, alarm)) in (list.y..list.bottom()).zip(all.iter().enumerate().skip(first)) {
+    for (y, (index, group)) in (list.y..list.bottom()).zip(all.iter().enumerate().skip(first)) {
         let area = Rect {
             y,
             height: 1,
             ..list
         };
-        frame.render_widget(log_line(alarm, theme), area);
+        frame.render_widget(log_line(group, theme), area);
         if index == state.alarm_cursor {
             frame.buffer_mut().set_style(area, theme.selected());
-        } else if alarm.cleared_at.is_some() {
+        } else if group.newest().cleared_at.is_some() {
             frame.buffer_mut().set_style(area, theme.dim());
         }
     }
-    if let Some(alarm) = all.get(state.alarm_cursor) {
-        explain(frame, about, alarm, state, theme);
+    if let Some(group) = all.get(state.alarm_cursor) {
+        explain(frame, about, group, state, theme);
     }
 }
 
-fn log_line(alarm: &Alarm, theme: Theme) -> Line<'static> {
-    let mut line = panels::alarm_line(alarm, theme);
+fn log_line(group: &Group<'_>, theme: Theme) -> Line<'static> {
+    let alarm = group.newest();
+    let mut line = panels::group_line(group, theme);
     let word = match alarm.cleared_at {
         Some(at) => format!(" over {:<6}", format::age(at - alarm.raised_at)),
         None => " standing   ".into(),
@@ -70,7 +74,24 @@ fn log_line(alarm: &Alarm, theme: Theme) -> Line<'static> {
     line
 }
 
-fn explain(frame: &mut Frame<'_>, area: Rect, alarm: &Alarm, state: &State, theme: Theme) {
+fn explain(frame: &mut Frame<'_>, area: Rect, group: &Group<'_>, state: &State, theme: Theme) {
+    let alarm = group.newest();
+    let subjects = match group.count() {
+        1 => alarm.subject.clone(),
+        count => format!(
+            "{count} queues: {}",
+            group
+                .subjects()
+                .take(NAMED_MAX)
+                .collect::<Vec<_>>()
+                .join(", ")
+        ),
+    };
+    let subjects = format::fit(
+        &theme.text(&subjects),
+        usize::from(area.width).saturating_sub(36),
+        theme.ellipsis(),
+    );
     chart::heading(
         &[Span::styled("What to look at", theme.strong())],
         Rect { height: 1, ..area },
@@ -91,7 +112,7 @@ fn explain(frame: &mut Frame<'_>, area: Rect, alarm: &Alarm, state: &State, them
     };
     let lines = vec![
         Line::from(vec![
-            Span::styled(theme.text(&alarm.subject), theme.strong()),
+            Span::styled(subjects, theme.strong()),
             Span::styled(format!("  {until}"), theme.dim()),
         ]),
         Line::raw(theme.text(&alarm.message)),

@@ -88,7 +88,7 @@ fn title_line(row: &QueueRow, width: u16, theme: Theme) -> Line<'static> {
     Line::from(spans)
 }
 
-fn figures_of(row: &QueueRow, theme: Theme) -> Pairs {
+pub(super) fn figures_of(row: &QueueRow, theme: Theme) -> Pairs {
     let wait = row
         .estimated_wait_seconds
         .map_or(theme.none().to_owned(), |range| {

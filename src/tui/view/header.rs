@@ -104,7 +104,7 @@ fn status(state: &State, theme: Theme) -> (String, Style) {
     }
 }
 
-fn traffic(overview: &Overview, theme: Theme) -> Pairs {
+pub(super) fn traffic(overview: &Overview, theme: Theme) -> Pairs {
     let http = &overview.http;
     let mut pairs = Pairs::new(theme);
     pairs.put(
@@ -192,7 +192,7 @@ fn stores(overview: &Overview, theme: Theme) -> Line<'static> {
     Line::from(spans)
 }
 
-fn events(overview: &Overview, theme: Theme) -> Pairs {
+pub(super) fn events(overview: &Overview, theme: Theme) -> Pairs {
     let events = &overview.events;
     let payments = &overview.payments;
     let mut pairs = Pairs::new(theme);

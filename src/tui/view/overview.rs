@@ -16,7 +16,7 @@ use crate::tui::theme::Theme;
 const ALARM_LINES: usize = 3;
 
 pub(super) fn draw(frame: &mut Frame<'_>, area: Rect, state: &State, theme: Theme) {
-    let standing = state.alarms.standing();
+    let standing = state.alarms.standing_groups();
     let alarm_lines = standing.len().min(ALARM_LINES);
     let strip = if standing.is_empty() {
         0
@@ -361,6 +361,13 @@ mod tests {
             ]
         );
         assert_eq!(columns(120).len(), SHAPES.len());
+    }
+
+    #[test]
+    fn every_column_is_explained() {
+        let (_, explained) = super::super::help::FIGURES[0];
+        let explained: Vec<&str> = explained.iter().map(|(name, _)| *name).collect();
+        assert_eq!(SHAPES.map(|shape| shape.name).to_vec(), explained);
     }
 
     #[test]

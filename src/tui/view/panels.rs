@@ -8,7 +8,7 @@ use ratatui::text::{Line, Span};
 
 use super::{chart, format};
 use crate::platform::overview::Phase;
-use crate::tui::state::alarms::{Alarm, Severity};
+use crate::tui::state::alarms::{Alarm, Group, Severity};
 use crate::tui::theme::Theme;
 
 /// Upper case is what an operator did or must see.
@@ -33,6 +33,24 @@ pub(super) fn severity(severity: Severity, theme: Theme) -> (&'static str, Style
     }
 }
 
+/// `! 14:02:11 RECOVERING 42 queues, such as Cats: …`
+pub(super) fn group_line(group: &Group<'_>, theme: Theme) -> Line<'static> {
+    let alarm = group.newest();
+    let mut line = alarm_line(alarm, theme);
+    if group.count() > 1
+        && let Some(words) = line.spans.last_mut()
+    {
+        let text = format!(
+            "{} queues, such as {}: {}",
+            group.count(),
+            alarm.subject,
+            alarm.message
+        );
+        *words = Span::raw(theme.text(&text));
+    }
+    line
+}
+
 /// `✖ 14:02:11 STORE_DOWN redis gives no answer`
 pub(super) fn alarm_line(alarm: &Alarm, theme: Theme) -> Line<'static> {
     let (sign, style) = severity(alarm.severity, theme);
@@ -54,7 +72,7 @@ pub(super) fn alarm_line(alarm: &Alarm, theme: Theme) -> Line<'static> {
 pub(super) fn alarm_strip(
     frame: &mut Frame<'_>,
     area: Rect,
-    standing: &[&Alarm],
+    standing: &[Group<'_>],
     now: DateTime<Utc>,
     theme: Theme,
 ) {
@@ -63,7 +81,7 @@ pub(super) fn alarm_strip(
     }
     let oldest = standing
         .iter()
-        .map(|alarm| alarm.raised_at)
+        .map(|group| group.newest().raised_at)
         .min()
         .unwrap_or(now);
     let words = format!(
@@ -81,7 +99,7 @@ pub(super) fn alarm_strip(
     );
     for (y, alarm) in (area.y + 1..area.bottom()).zip(standing) {
         frame.render_widget(
-            alarm_line(alarm, theme),
+            group_line(alarm, theme),
             Rect {
                 y,
                 height: 1,
@@ -128,6 +146,13 @@ impl Pairs {
         if let Some((urgent, _)) = self.pairs.last_mut() {
             *urgent = value > 0;
         }
+    }
+
+    /// What stands before the values.
+    #[cfg(test)]
+    pub(super) fn names(&self) -> Vec<String> {
+        let names = self.pairs.iter().map(|(_, spans)| spans[0].content.trim());
+        names.map(str::to_owned).collect()
     }
 
     /// Fills the lines of `area`.
