@@ -349,17 +349,79 @@ pub async fn keep_reading(
 
 async fn obey(reader: &mut Reader, order: Effect) -> Option<Event> {
     match order {
-        Effect::Change { performance, body } => {
-            Some(Event::Changed(reader.change(performance, &body).await))
+        Effect::Change { queues, body } => {
+            let mut outcomes = Vec::new();
+            for (id, title) in queues {
+                outcomes.push((title, reader.change(id, &body).await));
+            }
+            Some(Event::Changed(summed(outcomes)))
         }
         Effect::ReadAudit => reader.audit().await.ok().map(Event::Audit),
         Effect::Read { .. } | Effect::Quit | Effect::Suspend | Effect::Redraw => None,
     }
 }
 
+/// Refusals that are named; the others are counted.
+const NAMED_MAX: usize = 3;
+
+/// What became of a change of some queues, in a sentence: each that was refused is counted.
+fn summed(mut outcomes: Vec<(String, Result<String, String>)>) -> Result<String, String> {
+    let all = outcomes.len();
+    if all == 1 {
+        return outcomes.remove(0).1;
+    }
+    let refused: Vec<String> = (outcomes.into_iter())
+        .filter_map(|(title, outcome)| Some(format!("{title}: {}", outcome.err()?)))
+        .collect();
+    if refused.is_empty() {
+        return Ok(format!("All {all} queues are changed."));
+    }
+    let named = refused[..refused.len().min(NAMED_MAX)].join("; ");
+    let more = match refused.len().checked_sub(NAMED_MAX) {
+        Some(more @ 1..) => format!("; and {more} more"),
+        _ => String::new(),
+    };
+    let rest = match all - refused.len() {
+        0 => String::new(),
+        1 => "; the other one is changed".to_owned(),
+        rest => format!("; the other {rest} are changed"),
+    };
+    Err(format!(
+        "{} of {all} queues: {named}{more}{rest}",
+        refused.len()
+    ))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_change_of_many_counts_who_was_refused() {
+        let outcomes = |refused: usize, all: usize| {
+            (0..all).map(move |n| {
+                let outcome = if n < refused {
+                    Err("FORBIDDEN".into())
+                } else {
+                    Ok("kept".into())
+                };
+                (format!("show {n}"), outcome)
+            })
+        };
+        let sum = |refused, all| summed(outcomes(refused, all).collect());
+        assert_eq!(sum(0, 1), Ok("kept".into()));
+        assert_eq!(sum(1, 1), Err("FORBIDDEN".into()));
+        assert_eq!(sum(0, 40), Ok("All 40 queues are changed.".into()));
+        assert_eq!(
+            sum(1, 3),
+            Err("1 of 3 queues: show 0: FORBIDDEN; the other 2 are changed".into())
+        );
+        let all = sum(5, 5).unwrap_err();
+        assert!(
+            all.starts_with("5 of 5") && all.ends_with("; and 2 more"),
+            "{all}"
+        );
+    }
 
     #[test]
     fn backoff_doubles_up_to_ten_seconds() {

@@ -206,9 +206,12 @@ pub const REASON_MAX: usize = 200;
 #[derive(Debug, Clone, PartialEq)]
 pub struct Dialog {
     pub control: Control,
-    pub performance: Uuid,
-    pub title: String,
+    /// The queues that are changed, by title. Never empty.
+    pub queues: Vec<(Uuid, String)>,
+    /// How they are set: what one of them says, where they differ.
     pub settings: Settings,
+    /// Not all are set alike.
+    pub mixed: bool,
     pub value: String,
     pub reason: String,
     pub field: Field,
@@ -217,12 +220,23 @@ pub struct Dialog {
 }
 
 impl Dialog {
-    pub fn open(control: Control, row: &QueueRow) -> Self {
-        Self {
+    /// About one queue, or all that are marked. `None` without any.
+    pub fn open(control: Control, rows: &[&QueueRow]) -> Option<Self> {
+        // Of queues that differ, those are meant that are not paused, or not draining, yet.
+        let set = |row: &&&QueueRow| match control {
+            Control::Pause => !row.settings.paused,
+            Control::Drain => !row.settings.draining,
+            _ => true,
+        };
+        let settings = &rows.iter().find(set).or(rows.first())?.settings;
+        let current = control.current(settings);
+        Some(Self {
             control,
-            performance: row.performance_id,
-            title: row.title.clone(),
-            settings: row.settings.clone(),
+            queues: (rows.iter())
+                .map(|row| (row.performance_id, row.title.clone()))
+                .collect(),
+            settings: settings.clone(),
+            mixed: (rows.iter()).any(|row| control.current(&row.settings) != current),
             value: String::new(),
             reason: String::new(),
             field: if control.has_value() {
@@ -232,6 +246,27 @@ impl Dialog {
             },
             stage: Stage::Form,
             error: None,
+        })
+    }
+
+    /// Whose setting is changed: a title, or how many and which.
+    pub fn subject(&self) -> String {
+        let titles: Vec<&str> = self
+            .queues
+            .iter()
+            .map(|(_, title)| title.as_str())
+            .collect();
+        match titles[..] {
+            [title] => title.to_owned(),
+            _ => format!("{} queues: {}", titles.len(), titles.join(", ")),
+        }
+    }
+
+    /// How it reads now.
+    pub fn current(&self) -> String {
+        match self.mixed {
+            true => "various".to_owned(),
+            false => self.control.current(&self.settings),
         }
     }
 
@@ -315,7 +350,7 @@ impl Dialog {
             Ok(other) => other.to_string(),
             Err(_) => "?".into(),
         };
-        format!("{} → {after}", self.control.current(&self.settings))
+        format!("{} → {after}", self.current())
     }
 }
 

@@ -17,7 +17,7 @@ fn dialog(control: Control) -> Dialog {
         title: "Show".into(),
         ..QueueRow::default()
     };
-    Dialog::open(control, &row)
+    Dialog::open(control, &[&row]).unwrap()
 }
 
 fn typed(dialog: &mut Dialog, text: &str) {

@@ -59,8 +59,9 @@ pub enum Effect {
         detail: Option<Uuid>,
     },
     ReadAudit,
+    /// Change these queues, by title, one after the other.
     Change {
-        performance: Uuid,
+        queues: Vec<(Uuid, String)>,
         body: Value,
     },
 }

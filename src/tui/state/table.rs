@@ -1,6 +1,6 @@
 //! The table of queues: its columns, their order, and what the filter lets through.
 
-use std::cmp::Ordering;
+use std::{cmp::Ordering, collections::BTreeSet};
 
 use unicode_normalization::UnicodeNormalization as _;
 use uuid::Uuid;
@@ -91,6 +91,8 @@ pub struct Table {
     pub filter: String,
     /// By id, so that the cursor stays on its queue while rows change places.
     pub selected: Option<Uuid>,
+    /// What the next change is for, instead of one queue.
+    pub marked: BTreeSet<Uuid>,
 }
 
 impl Default for Table {
@@ -100,6 +102,7 @@ impl Default for Table {
             descending: true,
             filter: String::new(),
             selected: None,
+            marked: BTreeSet::new(),
         }
     }
 }
@@ -142,6 +145,42 @@ impl Table {
             .iter()
             .position(|row| Some(row.performance_id) == self.selected);
         Some(found.unwrap_or(0))
+    }
+
+    /// Marks the queue under the cursor, or takes its mark away, and goes on to the next.
+    pub fn mark(&mut self, queues: &[QueueRow]) {
+        let rows = self.rows(queues);
+        if let Some(id) = self.cursor(&rows).map(|cursor| rows[cursor].performance_id) {
+            if !self.marked.remove(&id) {
+                self.marked.insert(id);
+            }
+            self.step(queues, 1);
+        }
+    }
+
+    /// Marks all that are shown; again, and none of them is.
+    pub fn mark_all(&mut self, queues: &[QueueRow]) {
+        let shown: Vec<Uuid> = (self.rows(queues).iter())
+            .map(|row| row.performance_id)
+            .collect();
+        if shown.iter().all(|id| self.marked.contains(id)) {
+            self.marked.retain(|id| !shown.contains(id));
+        } else {
+            self.marked.extend(shown);
+        }
+    }
+
+    /// The queues that a change is for: the marked ones, shown or not, else the one under the cursor.
+    pub fn targets<'a>(&self, queues: &'a [QueueRow]) -> Vec<&'a QueueRow> {
+        let marked: Vec<&QueueRow> = (queues.iter())
+            .filter(|row| self.marked.contains(&row.performance_id))
+            .collect();
+        if !marked.is_empty() {
+            return marked;
+        }
+        let rows = self.rows(queues);
+        let chosen = self.cursor(&rows).map(|cursor| rows[cursor]);
+        chosen.into_iter().collect()
     }
 
     /// Moves the cursor, stopping at both ends.

@@ -12,7 +12,7 @@ use crate::tui::keys::{self, Action};
 /// Long enough to be read.
 const FLASH: TimeDelta = TimeDelta::seconds(4);
 const PAGE: isize = 10;
-pub(in crate::tui) const HELP_LINES_MAX: isize = 120;
+pub(in crate::tui) const HELP_LINES_MAX: isize = 126;
 
 impl State {
     /// Takes an event; answers what is to be done outside.
@@ -79,6 +79,14 @@ impl State {
             // None yet, or gone: the cursor stands on whatever comes first.
             self.table.selected = None;
         }
+        // A queue that is gone is marked no more.
+        let Self {
+            overview, table, ..
+        } = self;
+        let queues = overview
+            .as_ref()
+            .map_or(&[][..], |overview| &overview.queues);
+        (table.marked).retain(|id| queues.iter().any(|row| row.performance_id == *id));
     }
 
     /// While the server is lost, only that is known; what stood then may have ended.
@@ -153,6 +161,13 @@ impl State {
             Action::SortNext => self.table.sort_next(true),
             Action::SortPrevious => self.table.sort_next(false),
             Action::SortReverse => self.table.descending = !self.table.descending,
+            Action::Mark | Action::MarkAll => {
+                let queues = (self.overview.as_ref()).map_or(&[][..], |overview| &overview.queues);
+                match action {
+                    Action::Mark => self.table.mark(queues),
+                    _ => self.table.mark_all(queues),
+                }
+            }
             Action::Up => self.step(-1),
             Action::Down => self.step(1),
             Action::PageUp => self.step(-PAGE),
@@ -210,6 +225,9 @@ impl State {
         } else if self.help {
             self.help = false;
         } else if self.filtering || self.screen == Screen::Overview {
+            if self.table.filter.is_empty() && !self.filtering {
+                self.table.marked.clear();
+            }
             self.filtering = false;
             self.table.filter.clear();
         } else if self.screen == Screen::Alarms {
@@ -232,7 +250,7 @@ impl State {
                 Ok(body) => {
                     dialog.stage = Stage::Sending;
                     return vec![Effect::Change {
-                        performance: dialog.performance,
+                        queues: dialog.queues.clone(),
                         body,
                     }];
                 }
@@ -283,9 +301,6 @@ impl State {
     }
 
     fn control(&mut self, control: Control) {
-        let Screen::Detail(id) = self.screen else {
-            return;
-        };
         if self.read_only {
             self.flash = Some((
                 self.now,
@@ -296,8 +311,13 @@ impl State {
                 self.now,
                 "the server is lost: nothing can be changed".into(),
             ));
-        } else if let Some(row) = self.queue(id) {
-            self.dialog = Some(Dialog::open(control, row));
+        } else {
+            let rows = match self.screen {
+                Screen::Detail(id) => self.queue(id).into_iter().collect(),
+                Screen::Overview => self.table.targets(self.queues()),
+                Screen::Alarms => Vec::new(),
+            };
+            self.dialog = Dialog::open(control, &rows);
         }
     }
 }

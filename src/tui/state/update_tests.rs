@@ -63,7 +63,7 @@ fn pausing_takes_a_reason_and_a_yes() {
     assert_eq!(
         press(&mut state, Char('y')),
         [Effect::Change {
-            performance: id(1),
+            queues: vec![(id(1), "The Phantom of the Opera".into())],
             body
         }]
     );
@@ -81,6 +81,57 @@ fn pausing_takes_a_reason_and_a_yes() {
     );
     press(&mut state, Enter);
     assert_eq!(state.context(), Context::Detail);
+}
+
+#[test]
+fn marked_queues_are_changed_in_one_confirmed_step() {
+    let mut state = live(1);
+    let mut shown = Vec::new();
+    for words in ["swan", "cats"] {
+        press(&mut state, Char('/'));
+        type_in(&mut state, words);
+        press(&mut state, Enter);
+        press(&mut state, Char('*'));
+        shown.extend((state.table.rows(state.queues()).iter()).map(|row| row.performance_id));
+        press(&mut state, Esc);
+    }
+    assert_eq!(shown.len(), 2, "{shown:?}");
+    assert_eq!(
+        state.table.marked.len(),
+        shown.len(),
+        "the filter goes, the marks stay"
+    );
+    press(&mut state, Char('p'));
+    let dialog = state.dialog.as_ref().unwrap();
+    assert!(
+        dialog
+            .subject()
+            .starts_with(&format!("{} queues: ", shown.len()))
+    );
+    assert_eq!(dialog.heading(), "Pause", "some are not paused yet");
+    type_in(&mut state, "the hall is on fire");
+    press(&mut state, Enter);
+    let effects = press(&mut state, Char('y'));
+    let [Effect::Change { queues, body }] = &effects[..] else {
+        panic!("{effects:?}");
+    };
+    assert_eq!(body["paused"], true);
+    let mut changed: Vec<_> = queues.iter().map(|(id, _)| *id).collect();
+    changed.sort();
+    shown.sort();
+    assert_eq!(changed, shown);
+    state.apply(at(2), Event::Changed(Ok("All are changed.".into())));
+    press(&mut state, Enter);
+    press(&mut state, Esc);
+    assert!(state.table.marked.is_empty(), "Esc takes the marks away");
+
+    // One by one, and without a mark the queue under the cursor.
+    press(&mut state, Char(' '));
+    press(&mut state, Char(' '));
+    assert_eq!(state.table.marked.len(), 2);
+    press(&mut state, Esc);
+    press(&mut state, Char('m'));
+    assert_eq!(state.dialog.as_ref().unwrap().queues.len(), 1);
 }
 
 #[test]

@@ -66,24 +66,25 @@ fn halves(area: Rect, left: u16) -> [Rect; 2] {
 
 fn title_line(row: &QueueRow, width: u16, theme: Theme) -> Line<'static> {
     let (phase, style) = panels::phase(row.phase, theme);
-    let mut spans = vec![
-        Span::styled(format!(" {}", theme.text(&row.title)), theme.strong()),
-        Span::styled(theme.text(&format!("  {}  ", row.venue_name)), theme.dim()),
-        Span::styled(phase, style),
-    ];
-    for (name, at) in [("opens", row.opens_at), ("closes", row.closes_at)] {
-        if let Some(at) = at {
-            spans.push(Span::styled(
-                format!("  {name} {}", at.format("%m-%d %H:%MZ")),
-                theme.dim(),
-            ));
-        }
+    let times: String = [("opens", row.opens_at), ("closes", row.closes_at)]
+        .iter()
+        .filter_map(|(name, at)| Some(format!("  {name} {}", at.as_ref()?.format("%m-%d %H:%MZ"))))
+        .collect();
+    let id = format!("  {}", row.performance_id);
+    let venue = theme.text(&format!("  {}", row.venue_name));
+    // What does not fit whole is left out: the id first, then the venue; a long title is cut.
+    let mut room = usize::from(width).saturating_sub(3 + phase.len() + times.len());
+    let title = format::fit_ends(&theme.text(&row.title), room, theme.ellipsis());
+    room = room.saturating_sub(format::width(&title));
+    let mut spans = vec![Span::styled(format!(" {title}"), theme.strong())];
+    if format::width(&venue) <= room {
+        room -= format::width(&venue);
+        spans.push(Span::styled(venue, theme.dim()));
     }
-    if width >= 130 {
-        spans.push(Span::styled(
-            format!("  {}", row.performance_id),
-            theme.dim(),
-        ));
+    spans.push(Span::styled(format!("  {phase}"), style));
+    spans.push(Span::styled(times, theme.dim()));
+    if id.len() <= room {
+        spans.push(Span::styled(id, theme.dim()));
     }
     Line::from(spans)
 }

@@ -23,7 +23,7 @@ pub(super) fn draw(frame: &mut Frame<'_>, area: Rect, dialog: &Dialog, theme: Th
     };
     frame.render_widget(Clear, place);
     let title = format::fit(
-        &format!(" {}: {} ", dialog.heading(), dialog.title),
+        &format!(" {}: {} ", dialog.heading(), dialog.subject()),
         usize::from(width) - 4,
         theme.ellipsis(),
     );
@@ -93,11 +93,7 @@ fn form(dialog: &Dialog, width: usize, theme: Theme) -> Vec<Line<'static>> {
         Line::styled(dialog.control.effect(&dialog.settings), theme.dim()),
         Line::from(vec![
             Span::styled("Now     ", theme.dim()),
-            Span::raw(format!(
-                "{} {}",
-                dialog.control.field(),
-                dialog.control.current(&dialog.settings)
-            )),
+            Span::raw(format!("{} {}", dialog.control.field(), dialog.current())),
         ]),
         Line::default(),
     ];

@@ -140,9 +140,47 @@ pub fn fit(text: &str, max: usize, ellipsis: &str) -> String {
     out
 }
 
+/// As [`fit`], but what is cut stands in the middle: titles differ at their ends as often as at
+/// their beginnings (`Hamlet … Matinee`, `Hamlet … Evening`).
+pub fn fit_ends(text: &str, max: usize, ellipsis: &str) -> String {
+    if width(text) <= max || max < 10 {
+        return fit(text, max, ellipsis);
+    }
+    let room = max - width(ellipsis);
+    let mut tail = Vec::new();
+    let mut used = 0;
+    for c in text.chars().rev() {
+        let cells = width(c.encode_utf8(&mut [0; 4]));
+        if used + cells > room * 2 / 5 {
+            break;
+        }
+        used += cells;
+        tail.push(c);
+    }
+    let tail: String = tail.into_iter().rev().collect();
+    fit(text, max - used, ellipsis) + &tail
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn both_ends_of_a_title_stay() {
+        assert_eq!(fit_ends("Hamlet", 12, "…"), "Hamlet");
+        assert_eq!(fit_ends("Hamlet, the Matinee", 12, "…"), "Hamlet,…inee");
+        assert_eq!(fit_ends("Hamlet, the Evening", 12, "…"), "Hamlet,…ning");
+        assert_eq!(fit_ends("Hamlet, the Evening", 6, "…"), "Hamle…");
+        for max in 0..40 {
+            for text in [
+                "Hamlet, the Evening performance",
+                "캐치! 티켓핑 새콤달콤 콘서트",
+                "e\u{301}e\u{301}e\u{301}e\u{301}e\u{301}e\u{301}e\u{301}e\u{301}e\u{301}e\u{301}e\u{301}",
+            ] {
+                assert!(width(&fit_ends(text, max, "…")) <= max, "{text} in {max}");
+            }
+        }
+    }
 
     #[test]
     fn counts_stay_exact_while_they_fit() {

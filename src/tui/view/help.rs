@@ -14,7 +14,10 @@ pub(super) const FIGURES: [(&str, &[(&str, &str)]); 3] = [
     (
         "Columns",
         &[
-            ("PERFORMANCE", "the title; `!` when an alarm is about it"),
+            (
+                "PERFORMANCE",
+                "the title; `!` when an alarm is about it, `*` when it is marked",
+            ),
             (
                 "PHASE",
                 "of the queue; upper case is what an operator did or must see",

@@ -71,6 +71,10 @@ fn totals_line(state: &State, rows: &[&QueueRow], theme: Theme) -> Line<'static>
         spans.push(Span::styled(format!("  {name} "), theme.dim()));
         spans.push(Span::styled(value, theme.strong()));
     }
+    let marked = state.table.marked.len();
+    if marked > 0 {
+        spans.push(Span::styled(format!("  {marked} marked"), theme.mark()));
+    }
     if state.filtering || !state.table.filter.is_empty() {
         let cursor = if state.filtering { "_" } else { "" };
         spans.push(Span::styled(
@@ -293,18 +297,23 @@ fn cell(
 /// The title, with a mark when something is wrong with this queue.
 fn title(width: usize, row: &QueueRow, state: &State, theme: Theme) -> Span<'static> {
     let alarm = state.alarms.of(row.performance_id);
+    let chosen = if state.table.marked.contains(&row.performance_id) {
+        "* "
+    } else {
+        ""
+    };
     let mark = if alarm.is_some() { "! " } else { "" };
     let name = if row.title.is_empty() {
         row.performance_id.to_string()
     } else {
         theme.text(&row.title)
     };
-    let text = format::fit(&format!("{mark}{name}"), width, theme.ellipsis());
+    let text = format::fit_ends(&format!("{chosen}{mark}{name}"), width, theme.ellipsis());
     let pad = " ".repeat(width.saturating_sub(format::width(&text)));
-    let style = if alarm.is_some() {
-        theme.bad()
-    } else {
-        Style::new()
+    let style = match (alarm, chosen) {
+        (Some(_), _) => theme.bad(),
+        (None, "") => Style::new(),
+        (None, _) => theme.mark(),
     };
     Span::styled(text + &pad, style)
 }
