@@ -87,6 +87,7 @@ export async function order(id) {
     }
     try {
       payment = await call("POST", "/payments", { body: { orderId: id }, idempotency: attempt });
+      attempt = key(); // answered: should this one be cancelled, the next is another
       return true;
     } catch (error) {
       if (error.status === 0 || error.status === 429 || error.status >= 500 || error.status === 401) throw error;

@@ -24,7 +24,6 @@ mod leases;
 mod lifecycle;
 mod loadgen;
 mod outages;
-mod page;
 mod payments;
 mod performances;
 mod proof;

@@ -27,8 +27,8 @@ export function sql(text) {
 
 export const sleep = (ms) => new Promise((done) => setTimeout(done, ms));
 
-// Looks until `check` gives something, for half a minute: machines are busy.
-export async function until(what, check, ms = 30_000) {
+// Looks until `check` gives something, for a minute: machines are busy.
+export async function until(what, check, ms = 60_000) {
   const end = Date.now() + ms;
   for (;;) {
     const found = await check();
@@ -89,13 +89,14 @@ export async function turn(buyer, performance) {
 const browser = await chromium.launch({
   executablePath: process.env.PAGE_CHROMIUM,
   args: ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking", "--disable-component-update", "--disable-sync"],
+  timeout: 120_000,
 });
 export const close = () => browser.close();
 
 // A browser of this buyer. `ahead`: how many milliseconds its clock is ahead of ours.
 export async function device(buyer, { ahead = 0, place, script } = {}) {
   const context = await browser.newContext();
-  context.setDefaultTimeout(30_000);
+  context.setDefaultTimeout(60_000);
   await context.addInitScript(({ ahead, buyer, place }) => {
     if (ahead) {
       const Real = Date;

@@ -16,11 +16,12 @@ const entered = (page) => entries(page).find((call) => call.status < 300);
 
 // Enters by itself soon after the opening, as the server sees it, and asks seldom before.
 async function entersInTime(page, opens) {
-  const call = await until("it enters", () => entered(page), opens - Date.now() + 30_000)
+  const call = await until("it enters", () => entered(page), opens - Date.now() + 60_000)
     .catch(async (error) => { throw new Error(`${error.message}; ${await text(page)}; ${JSON.stringify(page.calls)}`); });
   holds(call.at >= opens - 200, `entered ${opens - call.at} ms before the opening`);
-  // A second of spread, a second that the clocks of answers leave open, and a busy machine.
-  holds(call.at - opens < 5000, `entered ${call.at - opens} ms after the opening`);
+  // A second of spread, a second that the clocks of answers leave open, and a very busy machine: what
+  // these cases are about came 45 s late, a minute late, or never.
+  holds(call.at - opens < 15_000, `entered ${call.at - opens} ms after the opening`);
   holds(entries(page).length <= 6, `${entries(page).length} tries: ${JSON.stringify(entries(page))}`);
   equal(page.wrong, [], "errors of the page");
 }
@@ -28,7 +29,7 @@ async function entersInTime(page, opens) {
 const waits = async (performance, options) => {
   const context = await device(await member(), options);
   const page = await tab(context);
-  const opens = await opensIn(performance, 15_000);
+  const opens = await opensIn(performance, 25_000);
   await sleep(1500); // the server's own caches of the opening are a second old at most
   await page.goto(`${process.env.PAGE_URL}/#/p/${performance.id}/queue`);
   await says(page, "The queue opens in");
@@ -91,23 +92,23 @@ export const cases = {
     await until("the opening", () => Date.now() > opens + 3000);
     equal(entries(page).length, 1, "asleep, it does nothing");
     await page.evaluate(() => { globalThis.sleeping = false; document.dispatchEvent(new Event("visibilitychange", { bubbles: true })); });
-    await until("awake, it enters", () => entered(page), 5000);
+    await until("awake, it enters", () => entered(page));
   },
 
   async before_the_pre_queue(performance) {
     const context = await device(await member(), { ahead: -45_000 });
     const page = await tab(context);
-    const opens = await opensIn(performance, 40_000, 14_000);
+    const opens = await opensIn(performance, 70_000, 25_000);
     // The queue hears of the pre-queue when it looks at its settings next.
-    await until("the pre-queue is known", async () => (await (await fetch(`${process.env.PAGE_URL}/api/v1/queues/${performance.id}`)).json()).preQueueOpensAt, 12_000);
+    await until("the pre-queue is known", async () => (await (await fetch(`${process.env.PAGE_URL}/api/v1/queues/${performance.id}`)).json()).preQueueOpensAt, 23_000);
     await page.goto(`${process.env.PAGE_URL}/#/p/${performance.id}/queue`);
     await says(page, "You can register in");
     await says(page, "You are registered");
     holds(Date.now() < opens, "registered before the opening");
     await says(page, "Places are drawn by lot in");
-    const drawn = await until("the draw is made", () => called(page, /^GET .*\/tokens\/me$/).find((call) => call.status === 200 && call.at >= opens), 60_000);
-    holds(drawn.at - opens < 8000, `it asked ${drawn.at - opens} ms after the opening`);
-    await until("a turn", async () => page.url().includes("/seats"), 20_000);
+    const drawn = await until("the draw is made", () => called(page, /^GET .*\/tokens\/me$/).find((call) => call.status === 200 && call.at >= opens), 120_000);
+    holds(drawn.at - opens < 20_000, `it asked ${drawn.at - opens} ms after the opening`);
+    await until("a turn", async () => page.url().includes("/seats"));
     equal(entries(page).filter((call) => call.status === 201).length, 1, "registered once");
     equal(page.wrong, [], "errors of the page");
   },

@@ -24,10 +24,10 @@ export const cases = {
     const [page, context] = await waiting(performance);
     await page.getByRole("button", { name: "Leave the queue" }).first().focus();
     await context.setOffline(true);
-    await says(page, "Your place is kept. Trying again by itself.", 10_000);
+    await says(page, "Your place is kept. Trying again by itself.");
     holds((await text(page)).includes("Last answer at"), "the time of the last answer");
     await context.setOffline(false);
-    await until("the words go", async () => !(await text(page)).includes("Trying again"), 10_000);
+    await until("the words go", async () => !(await text(page)).includes("Trying again"));
     equal(await page.evaluate(() => document.activeElement.textContent), "Leave the queue", "the focus stays");
     equal(page.wrong, [], "errors of the page");
   },
@@ -36,19 +36,19 @@ export const cases = {
     const [page] = await waiting(performance);
     let asked = 0;
     await page.route(/tokens\/me$/, (route) => { asked += 1; return route.fulfill({ status: 502, body: "<html>bad gateway" }); });
-    await says(page, "Your place is kept. Trying again by itself.", 20_000);
+    await says(page, "Your place is kept. Trying again by itself.");
     const before = asked;
     await new Promise((done) => setTimeout(done, 6000));
     holds(asked - before <= 4, `${asked - before} calls in six seconds`);
     await page.unroute(/tokens\/me$/);
-    await until("the words go", async () => !(await text(page)).includes("Trying again"), 30_000);
+    await until("the words go", async () => !(await text(page)).includes("Trying again"));
     equal(page.wrong, [], "errors of the page");
   },
 
   async a_server_that_never_answers_is_shown(performance) {
     const [page] = await waiting(performance);
     await page.route(/tokens\/me$/, () => {});
-    await says(page, "The server does not answer. Your place is kept.", 45_000);
+    await says(page, "The server does not answer. Your place is kept.");
   },
 
   async a_pause_is_told_and_has_no_estimate(performance) {
@@ -87,12 +87,12 @@ export const cases = {
     }));
     let asked = 0;
     page.on("request", (request) => { if (/tokens\/me$/.test(request.url())) asked += 1; });
-    await says(page, "All seats are sold", 20_000);
+    await says(page, "All seats are sold");
     const before = asked;
     await new Promise((done) => setTimeout(done, 5500));
     holds(asked - before <= 6, `${asked - before} calls in 5.5 s, a second apart`);
     await page.unroute(/tokens\/me$/);
-    await says(page, "Your number is", 20_000);
+    await says(page, "Your number is");
   },
 
   async two_tabs_renew_their_session_once(performance) {
