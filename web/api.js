@@ -14,6 +14,9 @@ export class Problem extends Error {
     this.body = body;
     this.retryAfter = retryAfter;
   }
+
+  // The server is away, or has too much to do: the same may be asked again.
+  get away() { return this.status === 0 || this.status === 429 || this.status >= 500; }
 }
 
 // A private window may refuse storage: then the tab remembers until it is closed. Otherwise what

@@ -61,13 +61,12 @@ async function go() {
       location.replace(`#/sign-in?next=${encodeURIComponent(location.hash.slice(1))}`);
       return;
     }
-    const away = error.status === 0 || error.status === 429 || error.status >= 500;
     show(
       h("h1", {}, error.status === 404 ? "Not found" : "That did not work"),
-      notice("bad", error.message, away && h("p", { class: "small" }, "Trying again by itself.")),
+      notice("bad", error.message, error.away && h("p", { class: "small" }, "Trying again by itself.")),
       h("button", { type: "button", onclick: go }, "Try again"),
     );
-    if (!away) return;
+    if (!error.away) return;
     const timer = setTimeout(go, Math.max((error.retryAfter ?? 0) * 1000, backoff(failures)));
     onLeave(() => clearTimeout(timer));
     failures += 1;

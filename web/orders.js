@@ -68,9 +68,8 @@ export async function order(id) {
       if (wait) alive.next(wait, look);
     } catch (error) {
       if (!alive.alive) return;
-      const again = error.status === 0 || error.status === 429 || error.status >= 500;
-      // The first answer decides what is shown; afterwards the page stays and says what it misses.
-      if (!again || !shown && error.status !== 0 && error.status < 500) throw error;
+      // What is shown stays, with what it misses.
+      if (!error.away) throw error;
       missed.textContent = `${error.message} Trying again by itself. Last tried at ${clock(now())}.`;
       missed.hidden = false;
       if (!shown) show(missed);
@@ -90,7 +89,7 @@ export async function order(id) {
       attempt = key(); // answered: should this one be cancelled, the next is another
       return true;
     } catch (error) {
-      if (error.status === 0 || error.status === 429 || error.status >= 500 || error.status === 401) throw error;
+      if (error.away || error.status === 401) throw error;
       attempt = key();
       payment = { refused: error.message };
       return false;

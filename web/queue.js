@@ -183,7 +183,7 @@ export async function queue(id, search) {
 
   const refused = (error, kept = false) => {
     if (error.code === "BOOKING_NOT_OPEN") return kept ? closed() : notOpen(error.body);
-    if (error.status === 0 || error.status === 429 || error.status >= 500) return away(error, enter);
+    if (error.away) return away(error, enter);
     const text = refusals[error.code];
     if (!text) throw error;
     if (drawn?.refused === text) return;
@@ -234,7 +234,7 @@ export async function queue(id, search) {
       times = { opensAt: told.opensAt, preQueueOpensAt: told.preQueueOpensAt };
       if (told.phase !== "UPCOMING") return enter();
     } catch (error) {
-      if (error.status !== 0 && error.status !== 429 && error.status < 500) throw error;
+      if (!error.away) throw error;
       return alive.next(Math.max((error.retryAfter ?? 0) * 1000, NEWS_EVERY_MS), news); // the countdown goes on
     }
     notOpen(times);

@@ -217,7 +217,7 @@ export async function seats(id, search) {
       location.hash = `#/o/${order.id}`;
     } catch (error) {
       // No answer, or none that says what became of it: the same key asks again.
-      const unknown = error.status === 0 || error.status === 429 || error.status >= 500;
+      const unknown = error.away;
       if (!unknown) keys.delete(wish);
       if (error.status === 410 || error.code === "INVALID_QUEUE_TOKEN") { place.drop(id); return ended(); }
       if (error.code === "NOT_ADMITTED") { location.replace(back); return; }
@@ -245,11 +245,12 @@ export async function seats(id, search) {
   const holdRest = button("", async () => { lost = []; await hold(); drawTray(); });
   const faster = h("p", { class: "err", role: "alert", hidden: true });
   const error = h("p", { class: "err", role: "alert", hidden: true });
+  const old = h("p", { class: "err", role: "alert", hidden: true });
   const ofChoice = h("div", { class: "row between" }, h("div", {}, names, price), h("div", { class: "row" }, holdRest, holdAll));
   const ofWish = h("div", { class: "row between" }, h("span", { class: "soft" }, "Choose up to four seats, or"),
     h("div", { class: "row" }, amount, grade,
       button("Best available", () => book({ bestAvailable: { count: Number(amount.value), ...(grade.value && { grade: grade.value }) } }))));
-  const tray = h("section", { class: "tray", "aria-label": "Your choice" }, faster, ofChoice, ofWish, error);
+  const tray = h("section", { class: "tray", "aria-label": "Your choice" }, faster, ofChoice, ofWish, error, old);
   const write = (element, text) => {
     if (element.textContent !== text) element.textContent = text;
     element.hidden = !text;
@@ -297,7 +298,9 @@ export async function seats(id, search) {
   await load();
   const again = async () => {
     // The turn says when no answer comes; a list that fails alone says so here.
-    if (!document.hidden) await load().catch((error) => { if (missed.hidden) wrong(`The seats are as they were a while ago: ${error.message}`); });
+    if (!document.hidden) {
+      await load().then(() => write(old, ""), (error) => { if (missed.hidden) write(old, `The seats are as they were a while ago: ${error.message}`); });
+    }
     alive.after(2000 + Math.random() * 500, again);
   };
   alive.after(2000, again);

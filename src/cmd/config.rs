@@ -4,7 +4,10 @@ use std::{fmt::Write as _, io::Write as _};
 
 use clap::{ArgMatches, Command, ValueEnum, parser::ValueSource};
 
-use super::settings::{DEFAULT_FILE, Sources};
+use super::{
+    manual::printed,
+    settings::{DEFAULT_FILE, Sources},
+};
 use crate::{platform::failure::Failure, serve::Role};
 
 /// Print every setting of `serve`, and where it comes from
@@ -34,13 +37,7 @@ pub fn run(args: &Args, command: &Command, sources: &Sources) -> Result<u8, Fail
         return Err(Failure::Failed("`serve` is no command".to_owned()));
     };
     let text = listing(serve, matches, sources);
-    match std::io::stdout().write_all(text.as_bytes()) {
-        // Whoever reads a part of it has closed the pipe.
-        Err(error) if error.kind() != std::io::ErrorKind::BrokenPipe => {
-            Err(Failure::Failed(format!("cannot print: {error}")))
-        }
-        _ => Ok(0),
-    }
+    printed(std::io::stdout().write_all(text.as_bytes()))
 }
 
 /// What clap says, without the word that the process's own error line begins with.
@@ -59,6 +56,10 @@ fn listing(serve: &Command, matches: &ArgMatches, sources: &Sources) -> String {
         let (Some(long), Some(env)) = (arg.get_long(), arg.get_env()) else {
             continue;
         };
+        // --config names the file and stands in none.
+        if arg.is_global_set() {
+            continue;
+        }
         if arg.get_help_heading() != heading {
             heading = arg.get_help_heading();
             let _ = writeln!(text, "\n# {}", heading.unwrap_or_default());

@@ -53,7 +53,11 @@ pub fn man(args: &ManArgs, command: Command) -> Result<u8, Failure> {
     Ok(0)
 }
 
-fn printed(outcome: io::Result<()>) -> Result<u8, Failure> {
+/// The exit code once stdout took everything, or its reader has left.
+///
+/// # Errors
+/// When stdout takes nothing.
+pub(super) fn printed(outcome: io::Result<()>) -> Result<u8, Failure> {
     match outcome {
         // Whoever reads a part of it has closed the pipe.
         Err(error) if error.kind() != io::ErrorKind::BrokenPipe => {
